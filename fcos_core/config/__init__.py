@@ -1,0 +1,76 @@
+"""The configuration: `cfg` (the tree of defaults) and `load_config` (defaults + yaml file + options).
+
+``from fcos_core.config import cfg; cfg.merge_from_file(...)`` works as it always did.
+"""
+import difflib
+import os
+
+import yaml
+
+from fcos_core.config.defaults import _C as cfg
+
+__all__ = ["cfg", "load_config"]
+
+
+def _leaves(node, prefix=""):
+    """Dotted names of the leaves of a nested dict."""
+    for key, value in node.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            for leaf in _leaves(value, name + "."):
+                yield leaf
+        else:
+            yield name
+
+
+def _check_names(names, where):
+    known = set(_leaves(cfg))
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 3, 0.5)
+            raise KeyError(
+                "load_config: expected a known key, got {} in {}; {}".format(
+                    name,
+                    where,
+                    "did you mean {}?".format(" or ".join(close)) if close else "see fcos_core/config/defaults.py",
+                )
+            )
+
+
+def load_config(config_file="", opts=()):
+    """Merge the defaults, a yaml file and a list of options.
+
+    Args:
+        config_file: path of a yaml file, or "" for none.
+        opts: flat list KEY1, VALUE1, KEY2, VALUE2, ... as it comes from a command line.
+
+    Returns:
+        (cfg, explicit): a modifiable copy of the tree, and the set of dotted names that the file or the options set
+        (so that a caller can tell "left at its default" from "asked for").
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        KeyError: an unknown key; the message names similar ones.
+        ValueError: a value of the wrong type, an option without a value.
+    """
+    merged = cfg.clone()
+    merged.defrost()
+    explicit = set()
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise FileNotFoundError(
+                "load_config: expected a yaml file, got {}, which does not exist; the files of this package are in configs/".format(
+                    config_file
+                )
+            )
+        with open(config_file, encoding="utf-8") as f:
+            explicit.update(_leaves(yaml.safe_load(f) or {}))
+        _check_names(sorted(explicit), config_file)
+        merged.merge_from_file(config_file)
+    opts = list(opts)
+    if len(opts) % 2:
+        raise ValueError("load_config: expected KEY VALUE pairs, got {} words: {}".format(len(opts), " ".join(map(str, opts))))
+    _check_names(opts[0::2], "the options")
+    merged.merge_from_list(opts)
+    explicit.update(opts[0::2])
+    return merged, explicit
