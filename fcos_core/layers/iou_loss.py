@@ -1,0 +1,90 @@
+"""IoU losses on distances (left, top, right, bottom) from a location to the sides of a box.
+
+No pixel is added to the sides here: the distances are continuous.
+"""
+import torch
+from torch import nn
+
+LOSS_TYPES = ("iou", "linear_iou", "giou")
+
+
+def iou_loss(pred_ltrb, target_ltrb, loss_type="iou"):
+    """Loss of each predicted box against its target, both seen from the same location.
+
+    With intersection I, union U and smallest enclosing box E (areas in square units of the input)::
+
+        iou = (I + 1) / (U + 1)        the ones smooth boxes of vanishing area
+        "iou"          -log(iou)
+        "linear_iou"   1 - iou
+        "giou"         1 - (iou - (E - U) / E)
+
+    Args:
+        pred_ltrb, target_ltrb: [..., 4], non-negative (a location inside both boxes); otherwise the result has no meaning
+            and may be NaN.  Half precision is computed in float32: areas of large boxes overflow float16.
+        loss_type: one of LOSS_TYPES.
+
+    Returns:
+        [...] losses, at least float32.
+
+    Raises:
+        ValueError: unknown loss_type.
+
+    Reference:
+        Yu et al., UnitBox, arXiv:1608.01471, equation 2; Rezatofighi et al., GIoU, arXiv:1902.09630, algorithm 1.
+    """
+    _check_type("iou_loss", loss_type)
+    if pred_ltrb.dtype in (torch.float16, torch.bfloat16):
+        pred_ltrb = pred_ltrb.float()
+    pred_area = _area(pred_ltrb)
+    target_area = _area(target_ltrb)
+    intersection = _area(torch.min(pred_ltrb, target_ltrb))
+    union = pred_area + target_area - intersection
+    iou = (intersection + 1.0) / (union + 1.0)
+    if loss_type == "iou":
+        return -torch.log(iou)
+    if loss_type == "linear_iou":
+        return 1 - iou
+    enclosing = _area(torch.max(pred_ltrb, target_ltrb)) + 1e-7
+    return 1 - (iou - (enclosing - union) / enclosing)
+
+
+def _area(ltrb):
+    left, top, right, bottom = ltrb.unbind(-1)
+    return (left + right) * (top + bottom)
+
+
+def _check_type(function, loss_type):
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"{function}: expected loss_type to be one of {', '.join(LOSS_TYPES)}, got {loss_type!r}")
+
+
+class IOULoss(nn.Module):
+    """Weighted sum of `iou_loss` over boxes.
+
+    Args:
+        loss_type: one of LOSS_TYPES (MODEL.FCOS.IOU_LOSS_TYPE).
+    """
+
+    def __init__(self, loss_type="iou"):
+        super().__init__()
+        _check_type("IOULoss", loss_type)
+        self.loss_type = loss_type
+
+    def forward(self, pred, target, weight=None):
+        """Sum the losses.
+
+        Args:
+            pred, target: [M, 4] distances left, top, right, bottom; M = 0 gives 0, attached to the graph.
+            weight: [M] or None.
+
+        Returns:
+            Scalar.
+
+        Note:
+            Legacy: weights whose sum is not positive are ignored, that is all count 1; test_iou_loss pins it.
+        """
+        losses = iou_loss(pred, target, self.loss_type)
+        if weight is not None:
+            # torch.where instead of `if`: the decision stays on the device
+            losses = losses * torch.where(weight.sum() > 0, weight, torch.ones_like(weight))
+        return losses.sum()

@@ -1,0 +1,1 @@
+"""The network: backbones, dense heads, and the detector that joins them."""
