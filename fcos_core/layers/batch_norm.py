@@ -29,7 +29,7 @@ class FrozenBatchNorm2d(nn.Module):
         # cast [C] numbers, not the map: under autocast a float32 factor would turn the whole map into float32
         scale = scale.to(x.dtype).reshape(1, -1, 1, 1)
         shift = shift.to(x.dtype).reshape(1, -1, 1, 1)
-        return x * scale + shift
+        return torch.addcmul(shift, x, scale)  # one pass over the map, and nothing saved for backward
 
     def extra_repr(self):
         return str(self.weight.numel())
