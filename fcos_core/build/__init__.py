@@ -1,0 +1,17 @@
+"""How the operators of `csrc/` become a library that this torch can load.
+
+There are two build moments and one code for both: `setup.py` (pip install) and the first use of an operator.  Both
+run `python -m fcos_core.build --output DIR` in a process of its own (worker.py) and leave a stamp (stamp.py) beside
+the library.  A library whose stamp does not fit the running torch, Python or sources is never loaded: another one is
+built into the cache (cache.py), once, under a lock (lock.py), however many processes ask.
+
+Nothing here needs torch, numpy or the rest of the package to be imported, so that setup.py can use it in an empty
+environment.  Environment variables: FCOS_CORE_CACHE (folder for libraries built at first use), FCOS_CORE_NINJA (1 or
+0), MAX_JOBS (compilers at a time), CXX (compiler), CXXFLAGS and CFLAGS (appended), TORCH_BUILD_ENV (the environment
+whose torch to build against, for front ends that hide it).
+"""
+
+from fcos_core.build.errors import BuildError
+from fcos_core.build.extension import ensure_extension
+
+__all__ = ["BuildError", "ensure_extension"]

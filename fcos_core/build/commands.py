@@ -1,0 +1,168 @@
+"""The setuptools side: what `setup.py` declares, and its build_ext, build_py and clean."""
+
+import os
+import shutil
+import sys
+
+import setuptools
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+from fcos_core.build import cache, metadata, sources, stamp
+from fcos_core.build.errors import BuildError
+from fcos_core.build.extension import run_worker
+from fcos_core.build.torch_path import expose_torch
+
+# setup.py is also run to ask for names and versions: no message then
+_ASKS_ONLY = {"egg_info", "dist_info", "sdist", "clean", "--version", "--name", "--help", "--help-commands"}
+
+# in a clone beside the package, in a wheel inside it
+CARRIED = {"csrc": (".cpp", ".h", ".cu", ".cuh", ".md"), "configs": (".yaml", ".md")}
+
+
+def setup_arguments(root):
+    """Decide what `setup()` is called with.
+
+    Args:
+        root (str): the folder of setup.py, which is the current folder.
+
+    Returns:
+        dict: keywords for `setuptools.setup`.
+    """
+    arguments = {
+        "packages": setuptools.find_packages(root, include=["fcos_core", "fcos_core.*"]),
+        "package_data": {"fcos_core": ["README.md"]},
+        "zip_safe": False,
+        "cmdclass": {"build_ext": BuildExt, "build_py": BuildPy, "clean": Clean},
+    }
+    if not metadata.setuptools_reads_pyproject(setuptools.__version__):
+        arguments.update(metadata.read(root))
+    csrc = os.path.join(root, "csrc")
+    if expose_torch() is not None:
+        extension = setuptools.Extension(
+            "fcos_core._ext", sources.host_sources(csrc), depends=sources.headers(csrc), language="c++"
+        )
+        arguments["ext_modules"] = [extension]
+    elif "build_ext" in sys.argv:
+        sys.exit("fcos_core: build_ext needs torch; install it into this environment first")
+    elif not _ASKS_ONLY & set(sys.argv[1:]):
+        print(
+            "fcos_core: there is no torch in this environment, so the ops are not built now; they will be at first use",
+            file=sys.stderr,
+        )
+    return arguments
+
+
+class BuildExt(build_ext):
+    """Compile in a process of its own, by the same code as at first use, and leave the stamp beside the library."""
+
+    def build_extension(self, ext):
+        """Build the one extension there is."""
+        target = os.path.abspath(self.get_ext_fullpath(ext.name))
+        output = os.path.join(os.path.abspath(self.build_temp), "library")
+        try:
+            run_worker(os.path.abspath("csrc"), output, os.path.abspath(self.build_temp))
+        except BuildError as error:
+            sys.exit("fcos_core: {}".format(error))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        self._put(os.path.join(output, stamp.library_name()), target)
+
+    def copy_extensions_to_source(self):
+        """Also carry the stamp; called by setuptools for in-place and editable builds."""
+        super().copy_extensions_to_source()
+        package = self.get_finalized_command("build_py").get_package_dir("fcos_core")
+        for ext in self.extensions:
+            built = os.path.join(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name)))
+            self._put(built, os.path.join(package, os.path.basename(built)))
+
+    def get_outputs(self):
+        """List the library and its stamp."""
+        outputs = super().get_outputs()
+        return outputs + [stamp.path_for(name) for name in outputs]
+
+    @staticmethod
+    def _put(library, target):
+        for source, destination in ((library, target), (stamp.path_for(library), stamp.path_for(target))):
+            # never write into a file that another process may have loaded
+            partial = "{}.{}".format(destination, os.getpid())
+            shutil.copyfile(source, partial)
+            os.replace(partial, destination)
+
+
+class BuildPy(build_py):
+    """Put csrc and configs into the wheel, so that first use can build and tools find the configurations."""
+
+    def run(self):
+        """Copy the package, then what it carries; an editable installation uses the clone's own."""
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return
+        for folder in CARRIED:
+            # a former build may have left files that are gone by now
+            shutil.rmtree(os.path.join(self.build_lib, "fcos_core", folder), ignore_errors=True)
+        for source, target in self._carried():
+            self.mkpath(os.path.dirname(target))
+            self.copy_file(source, target, preserve_mode=False)
+
+    def get_outputs(self, include_bytecode=1):
+        """List what is put into the wheel."""
+        outputs = super().get_outputs(include_bytecode)
+        if getattr(self, "editable_mode", False):
+            return outputs
+        return outputs + [target for _, target in self._carried()]
+
+    def _carried(self):
+        for folder, suffixes in CARRIED.items():
+            for name in sources.find(folder, suffixes):
+                yield name, os.path.join(self.build_lib, "fcos_core", *name.split("/"))
+
+
+class Clean(setuptools.Command):
+    """Remove all that a build left in the tree, so that it is as it was cloned."""
+
+    description = "remove all that a build left in this tree"
+    user_options = [("all", "a", "accepted for habit's sake: everything is always removed")]
+    boolean_options = ["all"]
+
+    def initialize_options(self):
+        """Set the one option."""
+        self.all = False
+
+    def finalize_options(self):
+        """Nothing depends on anything."""
+
+    def run(self):
+        """Remove; say what, and what else there is."""
+        for path in build_leftovers(os.getcwd()):
+            print("removing {}".format(os.path.relpath(path)))
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.remove(path)
+        if os.path.isdir(cache.libraries_dir()):
+            print(
+                "kept: libraries built at first use, in {}; python -m fcos_core.build --clean removes them".format(
+                    cache.libraries_dir()
+                )
+            )
+
+
+def build_leftovers(root):
+    """List what a build, an installation or an import has left in a clone.
+
+    Args:
+        root (str): the clone.
+
+    Returns:
+        list[str]: absolute paths of files and folders.
+    """
+    found = [os.path.join(root, name) for name in ("build", "dist") if os.path.isdir(os.path.join(root, name))]
+    found += [os.path.join(root, name) for name in sorted(os.listdir(root)) if name.endswith(".egg-info")]
+    package = os.path.join(root, "fcos_core")
+    found += [os.path.join(package, name) for name in sorted(os.listdir(package)) if name.startswith("_ext")]
+    for top in ("fcos_core", "tools", "tests", "benchmarks"):
+        for folder, names, _ in os.walk(os.path.join(root, top)):
+            if "__pycache__" in names:
+                names.remove("__pycache__")
+                found.append(os.path.join(folder, "__pycache__"))
+    return found

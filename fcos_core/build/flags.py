@@ -1,0 +1,42 @@
+"""Compiler flags, by compiler.  This file is part of the source hash: changing a flag makes built libraries stale.
+
+No `-std` here: torch adds the one that its headers need (C++14 for 1.7, C++17 for 2.1, C++20 for 2.14), and the
+sources are valid in all of them.
+"""
+
+
+def cxx_flags(kind, openmp):
+    """Flags to compile one host source.
+
+    Args:
+        kind (str): "gcc", "clang", "apple-clang" or "msvc".
+        openmp (bool): whether torch itself runs `at::parallel_for` on OpenMP; its body is inlined into our code.
+
+    Returns:
+        list[str]: flags.
+    """
+    if kind == "msvc":
+        return ["/O2", "/Zc:__cplusplus"] + (["/openmp"] if openmp else [])
+    # -g0: Python's own flags often carry -g, which triples time and size
+    flags = ["-O3", "-g0"]
+    if openmp and kind != "apple-clang":
+        flags.append("-fopenmp")
+    return flags
+
+
+def link_flags(kind, openmp):
+    """Flags to link the library.
+
+    With gcc, -fopenmp is left out on purpose: the few GOMP symbols stay open and are resolved by the OpenMP runtime
+    that torch has loaded (its wheels carry their own, under another name).  Linking would bring in a second runtime
+    with threads of its own, to which torch.set_num_threads does not speak.  clang calls another runtime (libomp),
+    which torch does not carry, so there it must be linked.
+
+    Args:
+        kind (str): as for `cxx_flags`.
+        openmp (bool): as for `cxx_flags`.
+
+    Returns:
+        list[str]: flags.
+    """
+    return ["-fopenmp"] if openmp and kind == "clang" else []

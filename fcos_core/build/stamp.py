@@ -1,0 +1,185 @@
+"""The stamp: what a library was built for and with, and whether it may be loaded here.
+
+A stamp is a flat dict of strings, written as json beside the library.  The keys of `RUNTIME` decide whether a library
+fits a process; the compiler does not, since a library built by g++ 12 runs where there is g++ 9 or none, but it is
+part of the key of a folder of object files.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+
+# key -> how it is called in a message; order is the order of the message
+RUNTIME = (
+    ("torch", "torch"),
+    ("torch_abi", "torch's C++ ABI"),
+    ("torch_cuda", "torch's CUDA"),
+    ("python", "Python"),
+    ("platform", "platform"),
+    ("sources", "sources"),
+)
+TOOLS = ("compiler",)
+
+
+def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler="", libc=""):
+    """Make a stamp from its ingredients.
+
+    Args:
+        torch (str): version with its local part, such as "2.14.1+cu130".
+        torch_abi (bool): whether torch was built with the new C++ ABI of libstdc++.
+        torch_cuda (str or None): CUDA (or ROCm) version of torch; None for a CPU build.
+        python (str): the suffix of extension modules, which names implementation, version and debug flags.
+        platform_name (str): system and processor.
+        sources (str): hash of the sources.
+        compiler (str): what the compiler says about itself.
+        libc (str): such as "glibc 2.31"; a library needs at least the version it was built with.
+
+    Returns:
+        dict[str, str]: the stamp.
+    """
+    return {
+        "torch": str(torch),
+        "torch_abi": "cxx11" if torch_abi else "pre-cxx11",
+        "torch_cuda": str(torch_cuda or "none"),
+        "python": python,
+        "platform": platform_name,
+        "sources": sources,
+        "compiler": compiler,
+        "libc": libc,
+    }
+
+
+def collect(sources, compiler=""):
+    """Make the stamp of this process; imports torch.
+
+    Args:
+        sources (str): hash of the sources.
+        compiler (str): what the compiler says about itself; not needed to look for a library.
+
+    Returns:
+        dict[str, str]: see `make`.
+    """
+    import torch
+
+    return make(
+        torch=torch.__version__,
+        torch_abi=torch.compiled_with_cxx11_abi(),
+        torch_cuda=torch.version.cuda or getattr(torch.version, "hip", None),
+        python=extension_suffix(),
+        platform_name=sysconfig.get_platform(),
+        sources=sources,
+        compiler=compiler,
+        libc=libc_version(),
+    )
+
+
+def digest(stamp, keys=None):
+    """Hash the part of a stamp that has these keys; by default that of `RUNTIME` and `TOOLS`.
+
+    Returns:
+        str: 16 hexadecimal digits, to name a folder.
+    """
+    keys = [key for key, _ in RUNTIME] + list(TOOLS) if keys is None else keys
+    text = json.dumps([[key, stamp[key]] for key in keys])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def runtime_digest(stamp):
+    """Hash what a process asks of a library: the name of its folder in the cache."""
+    return digest(stamp, [key for key, _ in RUNTIME])
+
+
+def tool_digest(stamp):
+    """Hash all but the sources: the name of a folder of object files, which follow the sources by themselves."""
+    return digest(stamp, [key for key, _ in RUNTIME if key != "sources"] + list(TOOLS))
+
+
+def misfit(built, wanted):
+    """Say why a library may not be loaded here.
+
+    Args:
+        built (dict): its stamp.
+        wanted (dict): the stamp of this process.
+
+    Returns:
+        str: such as "built for torch 1.7.1, this is 2.14.1"; empty if it fits.
+    """
+    reasons = []
+    for key, name in RUNTIME:
+        if built.get(key) != wanted[key]:
+            if key == "sources":
+                reasons.append("the sources have changed since")
+            else:
+                reasons.append("built for {} {}, this is {}".format(name, built.get(key, "unknown"), wanted[key]))
+    if _libc_tuple(built.get("libc", "")) > _libc_tuple(wanted["libc"]):
+        reasons.append("built with {}, this is {}".format(built["libc"], wanted["libc"]))
+    return "; ".join(reasons)
+
+
+def libc_version():
+    """Return the C library of this process, such as "glibc 2.36"; empty where it does not say (only glibc does)."""
+    try:
+        # platform.libc_ver() looks into the interpreter's file and may name the version it was linked with
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, OSError, ValueError):
+        return ""
+
+
+def _libc_tuple(libc):
+    version = libc.split(" ")[-1].split(".")
+    return tuple(int(part) for part in version) if all(part.isdigit() for part in version) else ()
+
+
+def extension_suffix():
+    """Return the file ending of extension modules of this Python, such as ".cpython-311-x86_64-linux-gnu.so"."""
+    return sysconfig.get_config_var("EXT_SUFFIX") or (".pyd" if sys.platform == "win32" else ".so")
+
+
+def library_name():
+    """Return the file name of the library for this Python; several Pythons can share one source tree."""
+    return "_ext" + extension_suffix()
+
+
+def path_for(library):
+    """Return the path of the stamp of a library."""
+    return library + ".json"
+
+
+def write(stamp, library):
+    """Write the stamp of a library beside it, whole or not at all.
+
+    Args:
+        stamp (dict): the stamp.
+        library (str): path of the library, which must exist: its size is noted, so that a library that was replaced
+            or cut is not taken for this one.
+    """
+    content = dict(stamp, bytes=os.path.getsize(library))
+    temporary = "{}.{}".format(path_for(library), os.getpid())
+    with open(temporary, "w") as stream:
+        json.dump(content, stream, indent=1, sort_keys=True)
+    os.replace(temporary, path_for(library))
+
+
+def check(library, wanted):
+    """Say why the library at a path may not be loaded here.
+
+    Args:
+        library (str): path; need not exist.
+        wanted (dict): the stamp of this process.
+
+    Returns:
+        str: the reason, "" if it fits, "missing" if there is none.
+    """
+    if not os.path.isfile(library):
+        return "missing"
+    try:
+        with open(path_for(library)) as stream:
+            built = json.load(stream)
+        size = built.get("bytes")
+    except (OSError, ValueError, AttributeError):
+        return "has no readable stamp"
+    if size != os.path.getsize(library):
+        return "is not the file that its stamp describes"
+    return misfit(built, wanted)

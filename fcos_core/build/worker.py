@@ -1,0 +1,178 @@
+"""The compilation itself: setuptools and torch's BuildExtension, in this process.
+
+Run by `python -m fcos_core.build --output DIR` only, so that whatever setuptools, torch or the environment variables
+do to a process, they do to one that ends with the build.
+"""
+
+import os
+import platform
+import shutil
+import sys
+
+from fcos_core.build import compiler, flags, jobs, sources, stamp
+from fcos_core.build.errors import BuildError
+
+
+class MissingObjects(BuildError):
+    """The compiler was said to have run, but left no object files."""
+
+
+def compile_library(csrc, output, temporary):
+    """Compile the library against the torch of this process.
+
+    Args:
+        csrc (str): the source folder.
+        output (str): folder for the library and its stamp; made if need be.
+        temporary (str): folder for object files.
+
+    Returns:
+        str: path of the library.
+
+    Raises:
+        BuildError: if there is no compiler or no object file; whatever setuptools and torch raise when the compiler
+            fails (its own message is on stdout).
+    """
+    csrc, output, temporary = (os.path.abspath(folder) for folder in (csrc, output, temporary))
+    command = compiler.find_compiler()
+    description = compiler.describe(command)
+    built_for = stamp.collect(sources.source_hash(csrc), description)
+    ninja = jobs.find_ninja()
+    with_ninja = jobs.use_ninja(os.environ, platform.system(), ninja)
+    number = jobs.max_jobs(os.environ, jobs.available_cores(), jobs.available_memory())
+    # torch calls both by name and reads both from the environment
+    os.environ["MAX_JOBS"] = str(number)
+    if ninja is not None:
+        os.environ["PATH"] = os.pathsep.join([os.path.dirname(ninja), os.environ.get("PATH", "")])
+    if "CXX" not in os.environ and command != ["cl"]:
+        os.environ["CXX"] = command[0]
+    temporary = os.path.join(temporary, stamp.tool_digest(built_for))
+    # sources are relative to here, see sources.find
+    os.chdir(os.path.dirname(csrc))
+    print(
+        "building the fcos_core ops for torch {} ({}), Python {}, with {}, {}".format(
+            built_for["torch"],
+            "CUDA {}".format(built_for["torch_cuda"]) if built_for["torch_cuda"] != "none" else "CPU",
+            platform.python_version(),
+            description,
+            "ninja and {} jobs".format(number) if with_ninja else "without ninja, one file at a time",
+        ),
+        flush=True,
+    )
+    try:
+        library = _run_build_ext(csrc, description, temporary, with_ninja)
+    except MissingObjects as error:
+        if not with_ninja or os.environ.get("FCOS_CORE_NINJA"):
+            raise
+        print("{}\ntrying once more without ninja".format(error), flush=True)
+        library = _run_build_ext(csrc, description, temporary, False)
+    os.makedirs(output, exist_ok=True)
+    target = os.path.join(output, stamp.library_name())
+    partial = "{}.{}".format(target, os.getpid())
+    shutil.copyfile(library, partial)
+    os.replace(partial, target)
+    stamp.write(built_for, target)
+    return target
+
+
+def make_extension(csrc, description):
+    """Describe the library to setuptools.
+
+    Args:
+        csrc (str): the source folder; the current folder is its parent.
+        description (str): what the compiler says about itself.
+
+    Returns:
+        setuptools.Extension: with torch's include and library folders.
+    """
+    import torch
+    from torch.utils.cpp_extension import CppExtension
+
+    family = compiler.kind(description)
+    openmp = "parallel backend: OpenMP" in torch.__config__.parallel_info()
+    return CppExtension(
+        "fcos_core._ext",
+        sources.host_sources(csrc),
+        include_dirs=[csrc],
+        depends=sources.headers(csrc),
+        extra_compile_args={"cxx": flags.cxx_flags(family, openmp), "nvcc": []},
+        extra_link_args=flags.link_flags(family, openmp),
+    )
+
+
+def _run_build_ext(csrc, description, temporary, with_ninja):
+    from setuptools import Distribution
+
+    distribution = Distribution({"name": "fcos_core", "ext_modules": [make_extension(csrc, description)]})
+    command = checked_build_ext()(distribution, use_ninja=with_ninja)
+    command.build_temp = temporary
+    command.build_lib = os.path.join(temporary, "lib")
+    # without ninja, setuptools would keep a library that is newer than the sources though torch has changed
+    command.force = True
+    command.ensure_finalized()
+    command.run()
+    return os.path.abspath(command.get_ext_fullpath("fcos_core._ext"))
+
+
+def checked_build_ext():
+    """Return torch's build command with a look at the object files before they are linked."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    class CheckedBuildExtension(BuildExtension):
+        def build_extension(self, ext):
+            link = self.compiler.link_shared_object
+
+            def checked_link(objects, *arguments, **keywords):
+                check_objects(objects, self.use_ninja)
+                return link(objects, *arguments, **keywords)
+
+            self.compiler.link_shared_object = checked_link
+            try:
+                super().build_extension(ext)
+            finally:
+                self.compiler.link_shared_object = link
+
+    return CheckedBuildExtension
+
+
+def check_objects(objects, with_ninja):
+    """Stop before the link if an object file is missing.
+
+    setuptools and torch hand the linker the names that they computed, without looking; the linker's own message
+    (LNK1181, "cannot find file") then hides that the compiler never ran.
+
+    Args:
+        objects (list[str]): paths of the object files.
+        with_ninja (bool): whether ninja ran the compilers.
+
+    Raises:
+        MissingObjects: naming those that are not there and the likely causes.
+    """
+    missing = [name for name in objects if not os.path.isfile(name)]
+    if not missing:
+        return
+    causes = [
+        "the compiler failed: look for its error above",
+        "a path is too long: Windows allows 260 characters, the longest here has {}".format(max(map(len, missing))),
+    ]
+    if with_ninja:
+        causes.insert(
+            1,
+            "ninja compiled nothing, which happens when torch/utils/cpp_extension.py was edited from 'ninja -v' to "
+            "'ninja --version' (advice that is often given): reinstall torch, or set FCOS_CORE_NINJA=0",
+        )
+    raise MissingObjects(
+        "check_objects: expected every source to leave an object file, got none for {}; likely causes: {}".format(
+            ", ".join(missing), "; ".join("({}) {}".format(i + 1, cause) for i, cause in enumerate(causes))
+        )
+    )
+
+
+def main(csrc, output, temporary):
+    """Compile for the command line; errors of ours in one line, others with their traceback."""
+    try:
+        print(compile_library(csrc, output, temporary))
+    except BuildError as error:
+        print("fcos_core.build: {}".format(error), flush=True)
+        return 1
+    sys.stdout.flush()
+    return 0
