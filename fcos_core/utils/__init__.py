@@ -1,0 +1,1 @@
+"""Helpers that know nothing of models, data or config: they import only the standard library, NumPy and PyTorch."""

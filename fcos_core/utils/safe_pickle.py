@@ -1,0 +1,149 @@
+"""Reading pickles and torch files without running code from them.
+
+A pickle may name any function of any module, which is then called: a downloaded "model" can take over the machine.
+torch.load has had `weights_only` against that since 1.13; for older releases and for plain pickles (Caffe2 weights)
+this module has an unpickler that knows a short list of harmless names and refuses the others.
+"""
+
+import inspect
+import io
+import os
+import pickle
+import re
+import zipfile
+
+import torch
+
+# Someone who trusts a file that was written with other classes sets this variable to 1.
+UNSAFE_SWITCH = "FCOS_CORE_UNSAFE_PICKLE"
+
+_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble".split()
+_ALLOWED = {
+    ("collections", "OrderedDict"),
+    ("collections", "Counter"),  # torch's own MultiStepLR keeps its milestones in one
+    ("_codecs", "encode"),  # how Python 3 writes bytes for protocol 2
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch.nn.parameter", "Parameter"),
+    ("torch.serialization", "_get_layout"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+} | {("torch", name + "Storage") for name in _STORAGES}
+
+
+class UnsafeFileError(RuntimeError):
+    """The file names code that this package does not run."""
+
+
+class CorruptFileError(RuntimeError):
+    """The file is cut off or damaged."""
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Builds plain types, tensors and NumPy arrays; refuses every other global name."""
+
+    def find_class(self, module, name):
+        if (module, name) in _ALLOWED:
+            return super(RestrictedUnpickler, self).find_class(module, name)
+        raise UnsafeFileError(
+            f"RestrictedUnpickler: expected plain data, got the name {module}.{name}; if you trust the file, set the "
+            f"environment variable {UNSAFE_SWITCH}=1"
+        )
+
+
+class _RestrictedPickle(object):
+    """What torch.load wants of its argument `pickle_module`."""
+
+    Unpickler = RestrictedUnpickler
+
+    @staticmethod
+    def load(stream, **kwargs):
+        return RestrictedUnpickler(stream, **kwargs).load()
+
+
+def load_pickle(path, unsafe=None):
+    """Read a plain pickle of NumPy arrays, such as Caffe2 weights; text of Python 2 becomes latin1.
+
+    Args:
+        path (str): the file.
+        unsafe (bool): allow every name; default: whether the variable FCOS_CORE_UNSAFE_PICKLE is 1.
+
+    Raises:
+        UnsafeFileError, CorruptFileError
+    """
+    unpickler = pickle.Unpickler if _is_unsafe(unsafe) else RestrictedUnpickler
+    with open(path, "rb") as stream:
+        try:
+            return unpickler(stream, encoding="latin1").load()
+        except (EOFError, pickle.UnpicklingError, ValueError, KeyError, IndexError) as error:
+            raise CorruptFileError(f"load_pickle: expected a complete pickle, got {path}: {error}; fetch it again")
+
+
+def load_torch_file(path, unsafe=None):
+    """Read a file of torch.save onto the CPU.
+
+    Args:
+        path (str): the file.
+        unsafe (bool): allow every name; default: whether the variable FCOS_CORE_UNSAFE_PICKLE is 1.
+
+    Raises:
+        UnsafeFileError: it holds more than tensors and plain types.
+        CorruptFileError: it is truncated or damaged.
+    """
+    _refuse_truncated(path)
+    if _is_unsafe(unsafe):
+        return _load(path, _PICKLE_ARGUMENTS_UNSAFE)
+    try:
+        return _load(path, _PICKLE_ARGUMENTS_SAFE)
+    except pickle.UnpicklingError as error:
+        # weights_only of newer torch reports a refused name and a damaged stream by the same type.
+        refused = re.search(r"(?:Unsupported|Trying to)[^\n]*", str(error))
+        if refused:
+            raise UnsafeFileError(
+                f"load_torch_file: expected {path} to hold tensors and plain types, got: {refused.group(0)}; if you "
+                f"trust the file, set the environment variable {UNSAFE_SWITCH}=1"
+            )
+        raise CorruptFileError(f"load_torch_file: expected a complete file, got {path}: {_first_line(error)}")
+
+
+def _load(path, arguments):
+    try:
+        return torch.load(path, map_location="cpu", **arguments)
+    except (UnsafeFileError, pickle.UnpicklingError):
+        raise
+    except (EOFError, RuntimeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise CorruptFileError(f"load_torch_file: expected a complete file, got {path}: {_first_line(error)}")
+
+
+def _has_weights_only():
+    """torch.load has taken `weights_only` since 1.13."""
+    return "weights_only" in inspect.signature(torch.load).parameters
+
+
+_PICKLE_ARGUMENTS_SAFE = {"weights_only": True} if _has_weights_only() else {"pickle_module": _RestrictedPickle}
+_PICKLE_ARGUMENTS_UNSAFE = {"weights_only": False} if _has_weights_only() else {}
+
+
+def _refuse_truncated(path):
+    """The directory of a zip archive stands at its end: without it the file was cut off."""
+    with open(path, "rb") as stream:
+        start = stream.read(2)
+    if not start:
+        raise CorruptFileError(f"load_torch_file: expected a complete file, got {path} with {os.path.getsize(path)} bytes")
+    if start == b"PK" and not zipfile.is_zipfile(path):
+        raise CorruptFileError(f"load_torch_file: expected a complete file, got {path}, which was cut off")
+
+
+def _is_unsafe(unsafe):
+    return os.environ.get(UNSAFE_SWITCH) == "1" if unsafe is None else unsafe
+
+
+def _first_line(error):
+    return io.StringIO(str(error)).readline().strip() or type(error).__name__
