@@ -51,7 +51,7 @@ def score_boxes(groundtruth, detections, scorer="pycocotools", title="bbox"):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # the package prints; the log file is to have it, with a time
         coco_eval = eval_class(
-            _make_coco(coco_class, groundtruth, _complete_groundtruth(groundtruth["annotations"])),
+            _make_coco(coco_class, groundtruth, _complete_groundtruth(groundtruth)),
             _make_coco(coco_class, groundtruth, _complete_detections(detections)),
             "bbox",
         )
@@ -75,19 +75,22 @@ def _make_coco(coco_class, groundtruth, annotations):
     return coco
 
 
-def _complete_groundtruth(annotations):
+def _complete_groundtruth(groundtruth):
+    categories = {category["id"] for category in groundtruth["categories"]}
     complete = []
-    for number, annotation in enumerate(annotations, 1):
-        x, y, width, height = annotation["bbox"]
+    for annotation in groundtruth["annotations"]:
+        box = annotation.get("bbox")
+        if box is None or len(box) != 4 or annotation.get("category_id") not in categories:
+            continue  # the data set has warned about these and left them out as well
         complete.append(
             {
                 # Numbered anew from 1: the scorer marks an unmatched detection by id 0.
-                "id": number,
+                "id": len(complete) + 1,
                 "image_id": annotation["image_id"],
                 "category_id": annotation["category_id"],
-                "bbox": [x, y, width, height],
+                "bbox": list(box),
                 # COCO's own area is that of the mask and decides between small, medium and large.
-                "area": annotation.get("area", width * height),
+                "area": annotation.get("area", box[2] * box[3]),
                 "iscrowd": annotation.get("iscrowd", 0),
             }
         )
