@@ -1,0 +1,233 @@
+"""Data sets in COCO's json format."""
+import contextlib
+import json
+import logging
+import os
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+from fcos_core.structures.bounding_box import BoxList
+
+from .boxes import BoxReport, clean_boxes
+from .detection import DetectionDataset, image_size
+
+logger = logging.getLogger(__name__)
+
+min_keypoints_per_image = 10
+
+
+def _count_visible_keypoints(anno):
+    """Number of keypoints of all annotations of an image that are marked visible or occluded."""
+    return sum(sum(1 for flag in ann["keypoints"][2::3] if flag > 0) for ann in anno)
+
+
+def _has_only_empty_bbox(anno):
+    """True if no annotation has a box of which both sides are longer than one pixel."""
+    return all(any(side <= 1 for side in ann["bbox"][2:]) for ann in anno)
+
+
+def has_valid_annotation(anno):
+    """Whether the ancestors train on an image.
+
+    Args:
+        anno (list[dict]): annotations of the image, crowds included.
+
+    Returns:
+        bool: there is a box that is not empty and, if there are keypoints, enough of them are visible.
+    """
+    anno = [ann for ann in anno if "bbox" in ann]
+    if not anno or _has_only_empty_bbox(anno):
+        return False
+    if "keypoints" not in anno[0]:
+        return True
+    return _count_visible_keypoints(anno) >= min_keypoints_per_image
+
+
+def read_coco_json(ann_file):
+    """Load and check the outline of a COCO json file.
+
+    Args:
+        ann_file (str): path.
+
+    Returns:
+        dict: with the lists `images`, `categories`, `annotations` (the latter two may be empty).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not json, or not in COCO's format.
+    """
+    if not os.path.isfile(ann_file):
+        raise FileNotFoundError(
+            "read_coco_json: expected an annotation file, got {!r}, which does not exist; relative paths start at {!r}"
+            .format(ann_file, os.getcwd()))
+    with open(ann_file, encoding="utf-8") as f:
+        try:
+            data = json.load(f)
+        except ValueError as error:
+            raise ValueError("read_coco_json: expected json, got {!r}: {}; is the file complete?".format(ann_file, error))
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+        raise ValueError(
+            "read_coco_json: expected an object with a list \"images\", got {!r} without one; COCO's detection format "
+            "has \"images\", \"annotations\" and \"categories\"".format(ann_file))
+    for key in ("annotations", "categories"):
+        if data.get(key) is None:
+            data[key] = []
+    if data["annotations"] and not data["categories"]:
+        raise ValueError("read_coco_json: expected a list \"categories\", got {!r} without one; it names the classes".format(
+            ann_file))
+    return data
+
+
+def category_names(data):
+    """Names of the categories of a COCO json object in the order of their ids; label k is name k - 1."""
+    return [str(category["name"]) for category in sorted(data["categories"], key=lambda category: category["id"])]
+
+
+class COCODataset(DetectionDataset):
+    """Images and boxes of a COCO json file.
+
+    Categories become the labels 1, 2, ... in the order of their ids, images come in the order of theirs.  Crowd
+    annotations are left out; an image without boxes has a BoxList of length 0.
+
+    Args:
+        ann_file (str): json file.
+        root (str): folder that its file names are relative to.
+        remove_images_without_annotations (bool): leave out images on which the ancestors would not train, see
+            `has_valid_annotation`.  Images without boxes do train in this package, as pure background.
+        transforms (callable | None): (image, target) -> (image, target).
+
+    Attributes:
+        ids (list[int]): image ids, ascending.
+        id_to_img_map (dict): index -> image id.
+        json_category_id_to_contiguous_id, contiguous_category_id_to_json_id (dict): category id <-> label.
+        box_report (BoxReport): what was wrong with boxes.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: the file is not in COCO's format.
+    """
+
+    def __init__(self, ann_file, root, remove_images_without_annotations, transforms=None):
+        super(COCODataset, self).__init__(transforms)
+        self.ann_file = ann_file
+        self.root = root
+        if not os.path.isdir(root):
+            raise FileNotFoundError("COCODataset: expected an image folder, got {!r}, which does not exist; it belongs to {!r}"
+                                    .format(root, ann_file))
+        data = read_coco_json(ann_file)
+        self.categories = category_names(data)
+        category_ids = sorted(category["id"] for category in data["categories"])
+        self.json_category_id_to_contiguous_id = {v: k for k, v in enumerate(category_ids, 1)}
+        self.contiguous_category_id_to_json_id = {v: k for k, v in self.json_category_id_to_contiguous_id.items()}
+        self.has_annotations = bool(data["annotations"])
+        self._coco = None
+
+        by_image = defaultdict(list)
+        for annotation in data["annotations"]:
+            by_image[annotation["image_id"]].append(annotation)
+        images = sorted(data["images"], key=lambda image: image["id"])
+        if remove_images_without_annotations:
+            images = [image for image in images if has_valid_annotation(by_image.get(image["id"], []))]
+        self._take_images(images)
+        self._take_boxes(by_image)
+
+    def _take_images(self, images):
+        self.ids = [image["id"] for image in images]
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("COCODataset: expected distinct image ids, got some twice in {!r}; number the images anew"
+                             .format(self.ann_file))
+        self.id_to_img_map = dict(enumerate(self.ids))
+        self._names, self._sizes = [], []
+        for image in images:
+            if not image.get("file_name"):
+                raise ValueError("COCODataset: expected every image to have a \"file_name\", got none for id {} in {!r}"
+                                 .format(image["id"], self.ann_file))
+            self._names.append(image["file_name"])
+            size = image.get("width"), image.get("height")
+            if not (size[0] and size[1]):  # some tools leave it out
+                size = image_size(os.path.join(self.root, image["file_name"]))
+            self._sizes.append((int(size[0]), int(size[1])))
+
+    def _take_boxes(self, by_image):
+        """Keeps boxes [B, 4] and labels [B] of all images in two arrays: Python objects by the hundred thousand would be
+        copied, page by page, into every worker process as soon as their reference counts are touched."""
+        self.box_report = BoxReport()
+        boxes, labels, counts = [], [], [0]
+        for image_id, name, size in zip(self.ids, self._names, self._sizes):
+            found_boxes, found_labels = self._boxes_of(by_image.get(image_id, []), name)
+            found_boxes, keep = clean_boxes(found_boxes, size, self.box_report, name)
+            boxes.append(found_boxes)
+            labels.append(found_labels[keep])
+            counts.append(len(found_boxes))
+        self.box_report.warn("COCODataset {}".format(self.ann_file))
+        self._boxes = np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32)
+        self._labels = np.concatenate(labels) if labels else np.zeros((0,), np.int64)
+        self._starts = np.cumsum(counts)
+
+    def _boxes_of(self, annotations, name):
+        """float32 [M, 4] xyxy and int64 [M] labels of the annotations of one image that are not crowds."""
+        boxes, labels = [], []
+        for annotation in annotations:
+            if annotation.get("iscrowd", 0):
+                continue
+            box, label = annotation.get("bbox"), self.json_category_id_to_contiguous_id.get(annotation.get("category_id"))
+            if label is None or box is None or len(box) != 4:
+                self.box_report.total += 1
+                self.box_report.drop("of an unknown category" if label is None else "without four numbers", 1, name)
+                continue
+            boxes.append(box)
+            labels.append(label)
+        xywh = np.array(boxes, np.float64).reshape(-1, 4).astype(np.float32)
+        # x2 = x1 + max(w - 1, 0), in float32 as in BoxList.  A width of 0 or below stays without extent.
+        far = xywh[:, :2] + np.maximum(xywh[:, 2:] - np.float32(1), np.float32(0))
+        return np.concatenate([xywh[:, :2], far], 1), np.array(labels, np.int64)
+
+    @property
+    def coco(self):
+        """The file as a `pycocotools.coco.COCO`, read at first use; what scorers need and own files lack is filled in."""
+        if self._coco is None:
+            from pycocotools.coco import COCO
+
+            data = read_coco_json(self.ann_file)
+            data.setdefault("info", {})
+            for number, annotation in enumerate(data["annotations"], 1):
+                annotation.setdefault("id", number)
+                annotation.setdefault("iscrowd", 0)
+                if "area" not in annotation and "bbox" in annotation:
+                    annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+            self._coco = COCO()
+            self._coco.dataset = data
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                self._coco.createIndex()
+        return self._coco
+
+    def __getstate__(self):
+        # Worker processes need no scorer; where they are spawned it would be pickled for each of them.
+        state = dict(self.__dict__)
+        state["_coco"] = None
+        return state
+
+    def __len__(self):
+        return len(self.ids)
+
+    def image_name(self, index):
+        """File name of an image as the json file has it."""
+        return self._names[index]
+
+    def image_path(self, index):
+        """Path of an image."""
+        return os.path.join(self.root, self._names[index])
+
+    def get_img_info(self, index):
+        """dict with `id`, `file_name`, `width` and `height` (pixels) of an image, without reading it."""
+        width, height = self._sizes[index]
+        return {"id": self.ids[index], "file_name": self._names[index], "width": width, "height": height}
+
+    def get_target(self, index):
+        """BoxList (xyxy, clipped, none empty) with the int64 field `labels`."""
+        start, stop = self._starts[index], self._starts[index + 1]
+        target = BoxList(torch.from_numpy(self._boxes[start:stop].copy()), self._sizes[index], mode="xyxy")
+        target.add_field("labels", torch.from_numpy(self._labels[start:stop].copy()))
+        return target
