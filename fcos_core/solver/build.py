@@ -28,13 +28,13 @@ def make_optimizer(cfg, model):
     """
     groups = _parameter_groups(cfg, model, _base_lr(cfg))
     if not groups:
-        raise ValueError("make_optimizer: expected a model with trainable parameters, got none; lower FREEZE_CONV_BODY_AT")
+        raise ValueError("make_optimizer: expected trainable parameters, got none; lower FREEZE_CONV_BODY_AT")
     default_lr = groups[0]["lr"]
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return SGD(groups, default_lr, momentum=cfg.SOLVER.MOMENTUM)
     if cfg.SOLVER.OPTIMIZER == "AdamW":
         return AdamW(groups, default_lr)
-    raise ValueError(f"make_optimizer: expected SOLVER.OPTIMIZER to be SGD or AdamW, got {cfg.SOLVER.OPTIMIZER!r}; change it")
+    raise ValueError(f"make_optimizer: expected SOLVER.OPTIMIZER SGD or AdamW, got {cfg.SOLVER.OPTIMIZER!r}; change it")
 
 
 def make_lr_scheduler(cfg, optimizer):

@@ -159,7 +159,7 @@ class Checkpointer(object):
             try:
                 checkpoint = read_checkpoint(path)
             except (CorruptFileError, IOError) as error:
-                self.logger.warning(f"Cannot resume from {path or '(no path)'} ({error}); trying the checkpoint before it")
+                self.logger.warning(f"Cannot resume from {path or '(no path)'} ({error}); trying the one before it")
                 continue
             if path == newest or "iteration" in checkpoint:
                 return path, checkpoint
@@ -221,7 +221,9 @@ def find_weights(cfg, name, logger=None):
         logger.info(f"{name} is cached in {cached}")
         name = cached
     if not os.path.isfile(name):
-        raise FileNotFoundError(f"find_weights: expected the weights to be a file, got {name}, which does not exist; check MODEL.WEIGHT")
+        raise FileNotFoundError(
+            f"find_weights: expected the weights to be a file, got {name}, which does not exist; check MODEL.WEIGHT"
+        )
     return name
 
 

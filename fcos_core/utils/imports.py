@@ -15,7 +15,7 @@ def import_file(module_name, file_path, make_importable=None):
     spec = importlib.util.spec_from_file_location(module_name, file_path)
     if spec is None:
         raise ImportError(
-            "import_file: expected file_path to be a Python file, got {!r}; give the path of a .py file".format(file_path)
+            f"import_file: expected file_path to be a Python file, got {file_path!r}; give the path of a .py file"
         )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -105,5 +105,5 @@ class MetricLogger(object):
         raise AttributeError("{!r} object has no attribute or meter {!r}".format(type(self).__name__, name))
 
     def __str__(self):
-        entries = ("{}: {:.4f} ({:.4f})".format(name, meter.median, meter.global_avg) for name, meter in self.meters.items())
-        return self.delimiter.join(entries)
+        meters = self.meters.items()
+        return self.delimiter.join(f"{name}: {meter.median:.4f} ({meter.global_avg:.4f})" for name, meter in meters)

@@ -99,9 +99,8 @@ def load_state_dict(model, loaded_state_dict, skip_mismatched=False, logger=None
     for name in mismatched:
         target[name] = own_state[name]
     model.load_state_dict(target)
-    report = report._replace(
-        matched={name: source for name, source in report.matched.items() if name not in mismatched}, mismatched=mismatched
-    )
+    matched = {name: source for name, source in report.matched.items() if name not in mismatched}
+    report = report._replace(matched=matched, mismatched=mismatched)
     _log(report, len(own_state), logger)
     return report
 

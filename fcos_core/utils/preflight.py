@@ -9,6 +9,11 @@ import re
 
 import torch
 
+
+class DeviceError(RuntimeError):
+    """The device of the config cannot be used; the message is for the user."""
+
+
 # What `check_architecture` found. status: "ok", "ptx" (works, but the first run compiles) or "unsupported".
 ArchitectureCheck = collections.namedtuple("ArchitectureCheck", ["status", "message"])
 
@@ -91,24 +96,23 @@ def resolve_device(name, local_rank=0):
         torch.device: with an index if it is a GPU.
 
     Raises:
-        ValueError: another name.
-        RuntimeError: a GPU is asked for and torch sees none, or fewer than that.
+        DeviceError: another name; or a GPU is asked for and torch sees none, or fewer than that.
     """
     if name == "cpu":
         return torch.device("cpu")
     match = re.match(r"^(?:auto|cuda(?::(\d+))?)$", name)
     if not match:
-        raise ValueError(f"resolve_device: expected MODEL.DEVICE to be auto, cpu, cuda or cuda:N, got {name!r}; change it")
+        raise DeviceError(f"resolve_device: expected MODEL.DEVICE auto, cpu, cuda or cuda:N, got {name!r}; change it")
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     index = int(match.group(1)) if match.group(1) else local_rank
     if not torch.cuda.is_available():
-        raise RuntimeError(
+        raise DeviceError(
             f"resolve_device: expected a GPU for MODEL.DEVICE {name}, got none that torch {torch.__version__} can use; "
             "set MODEL.DEVICE cpu (or auto) to run without one"
         )
     if index >= torch.cuda.device_count():
-        raise RuntimeError(
+        raise DeviceError(
             f"resolve_device: expected MODEL.DEVICE and the number of processes to fit the {torch.cuda.device_count()} "
             f"GPUs of this machine, got GPU number {index}; start fewer processes or name another device"
         )
@@ -123,7 +127,7 @@ def check_device(device, logger):
         logger (logging.Logger): gets the warning that the first run compiles.
 
     Raises:
-        RuntimeError: the GPU is not supported by this build.
+        DeviceError: the GPU is not supported by this build.
     """
     if device.type != "cuda" or torch.version.cuda is None:
         return
@@ -131,6 +135,6 @@ def check_device(device, logger):
         torch.cuda.get_device_capability(device), torch.cuda.get_arch_list(), torch.__version__, torch.version.cuda
     )
     if found.status == "unsupported":
-        raise RuntimeError("check_device: " + found.message)
+        raise DeviceError("check_device: " + found.message)
     if found.status == "ptx":
         logger.warning(found.message)

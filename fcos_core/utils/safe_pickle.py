@@ -36,6 +36,7 @@ _ALLOWED = {
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "scalar"),
 } | {("torch", name + "Storage") for name in _STORAGES}
+_INCOMPLETE = "load_torch_file: expected a complete file, got {}: {}; fetch or write it again"
 
 
 class UnsafeFileError(RuntimeError):
@@ -83,7 +84,8 @@ def load_pickle(path, unsafe=None):
         try:
             return unpickler(stream, encoding="latin1").load()
         except (EOFError, pickle.UnpicklingError, ValueError, KeyError, IndexError) as error:
-            raise CorruptFileError(f"load_pickle: expected a complete pickle, got {path}: {error}; fetch it again")
+            message = f"load_pickle: expected a complete pickle, got {path}: {error}; get it again"
+            raise CorruptFileError(message) from error
 
 
 def load_torch_file(path, unsafe=None):
@@ -109,8 +111,8 @@ def load_torch_file(path, unsafe=None):
             raise UnsafeFileError(
                 f"load_torch_file: expected {path} to hold tensors and plain types, got: {refused.group(0)}; if you "
                 f"trust the file, set the environment variable {UNSAFE_SWITCH}=1"
-            )
-        raise CorruptFileError(f"load_torch_file: expected a complete file, got {path}: {_first_line(error)}")
+            ) from None
+        raise CorruptFileError(_INCOMPLETE.format(path, _first_line(error))) from error
 
 
 def _load(path, arguments):
@@ -119,7 +121,7 @@ def _load(path, arguments):
     except (UnsafeFileError, pickle.UnpicklingError):
         raise
     except (EOFError, RuntimeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise CorruptFileError(f"load_torch_file: expected a complete file, got {path}: {_first_line(error)}")
+        raise CorruptFileError(_INCOMPLETE.format(path, _first_line(error))) from error
 
 
 def _has_weights_only():
@@ -136,9 +138,9 @@ def _refuse_truncated(path):
     with open(path, "rb") as stream:
         start = stream.read(2)
     if not start:
-        raise CorruptFileError(f"load_torch_file: expected a complete file, got {path} with {os.path.getsize(path)} bytes")
+        raise CorruptFileError(_INCOMPLETE.format(path, "it is empty"))
     if start == b"PK" and not zipfile.is_zipfile(path):
-        raise CorruptFileError(f"load_torch_file: expected a complete file, got {path}, which was cut off")
+        raise CorruptFileError(_INCOMPLETE.format(path, "it was cut off"))
 
 
 def _is_unsafe(unsafe):

@@ -1,0 +1,1 @@
+"""Training and testing: the loops, and what stands guard over them."""
