@@ -29,23 +29,31 @@ def iou_loss(pred_ltrb, target_ltrb, loss_type="iou"):
     Raises:
         ValueError: unknown loss_type.
 
+    Note:
+        Legacy: where a predicted and a target distance are equal, intersection and enclosing box take the target and pass no
+        gradient on, as on torch 1.7; test_iou_loss pins it.
+
     Reference:
         Yu et al., UnitBox, arXiv:1608.01471, equation 2; Rezatofighi et al., GIoU, arXiv:1902.09630, algorithm 1.
     """
     _check_type("iou_loss", loss_type)
-    if pred_ltrb.dtype in (torch.float16, torch.bfloat16):
-        pred_ltrb = pred_ltrb.float()
+    pred_ltrb, target_ltrb = _at_least_float32(pred_ltrb), _at_least_float32(target_ltrb)
     pred_area = _area(pred_ltrb)
     target_area = _area(target_ltrb)
-    intersection = _area(torch.min(pred_ltrb, target_ltrb))
+    # `where` instead of torch.min and max: these share the gradient of a tie differently from torch to torch
+    intersection = _area(torch.where(pred_ltrb < target_ltrb, pred_ltrb, target_ltrb))
     union = pred_area + target_area - intersection
     iou = (intersection + 1.0) / (union + 1.0)
     if loss_type == "iou":
         return -torch.log(iou)
     if loss_type == "linear_iou":
         return 1 - iou
-    enclosing = _area(torch.max(pred_ltrb, target_ltrb)) + 1e-7
+    enclosing = _area(torch.where(pred_ltrb > target_ltrb, pred_ltrb, target_ltrb)) + 1e-7
     return 1 - (iou - (enclosing - union) / enclosing)
+
+
+def _at_least_float32(ltrb):
+    return ltrb.float() if ltrb.dtype in (torch.float16, torch.bfloat16) else ltrb
 
 
 def _area(ltrb):

@@ -15,7 +15,7 @@ def test_padding_is_zero_right_and_below(divisor, padded):
     for image, padded_image in zip((WIDE, TALL), batch.tensors):
         height, width = image.shape[1:]
         assert torch.equal(padded_image[:, :height, :width], image)
-        assert padded_image.sum() == padded_image[:, :height, :width].sum()
+        assert (padded_image != 0).sum() == image.numel()
 
 
 @pytest.mark.parametrize("divisor,padded", [(0, (50, 70)), (32, (64, 96))])
