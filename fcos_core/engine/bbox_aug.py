@@ -15,6 +15,7 @@ from fcos_core.structures.boxlist_ops import boxlist_ml_nms, cat_boxlist
 from fcos_core.structures.image_list import to_image_list
 
 from .forward import detect
+from .head_config import head_section
 
 __all__ = [
     "BBoxAugSettings",
@@ -51,10 +52,6 @@ BBoxAugSettings = collections.namedtuple(
 
 AugPass = collections.namedtuple("AugPass", ["min_size", "max_size", "flip"])
 
-# The switches of the dense heads and the sections that hold their NMS threshold, in the order in which a model is built.
-_SECTIONS = (("ATSS_ON", "ATSS"), ("FCOS_ON", "FCOS"), ("RETINANET_ON", "RETINANET"))
-
-
 def make_bbox_aug(cfg):
     """Settings of multi-scale testing from the config.
 
@@ -65,17 +62,11 @@ def make_bbox_aug(cfg):
         BBoxAugSettings, or None if TEST.BBOX_AUG.ENABLED is False.
 
     Raises:
-        ValueError: no dense head is switched on.
+        ValueError: no dense head is switched on: there are no boxes to merge.
     """
     aug = cfg.TEST.BBOX_AUG
     if not aug.ENABLED:
         return None
-    sections = [section for switch, section in _SECTIONS if cfg.MODEL.get(switch, False)]
-    if not sections:
-        raise ValueError(
-            "make_bbox_aug: expected one of {} to be True, got none; multi-scale testing merges the boxes of a dense "
-            "head".format(", ".join("MODEL." + switch for switch, _ in _SECTIONS))
-        )
     return BBoxAugSettings(
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
@@ -87,7 +78,7 @@ def make_bbox_aug(cfg):
         pixel_std=tuple(cfg.INPUT.PIXEL_STD),
         to_bgr255=cfg.INPUT.TO_BGR255,
         size_divisible=cfg.DATALOADER.SIZE_DIVISIBILITY,
-        nms_thresh=cfg.MODEL[sections[0]].NMS_TH,
+        nms_thresh=head_section(cfg).NMS_TH,
         detections_per_img=cfg.TEST.DETECTIONS_PER_IMG,
         amp=cfg.SOLVER.AMP,
         channels_last=cfg.MODEL.CHANNELS_LAST,

@@ -3,7 +3,7 @@ import contextlib
 
 import torch
 
-__all__ = ["evaluation_mode", "autocast", "detect", "move_model"]
+__all__ = ["evaluation_mode", "autocast", "detect", "move_model", "unwrap_model"]
 
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -22,6 +22,16 @@ def evaluation_mode(model):
     finally:
         for module, training in modes:
             module.training = training
+
+
+def unwrap_model(model):
+    """The model inside DistributedDataParallel or DataParallel, for testing.
+
+    The wrapper exchanges buffers in every forward pass, and processes with different numbers of test batches would wait
+    for each other for ever.
+    """
+    wrappers = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
+    return model.module if isinstance(model, wrappers) else model
 
 
 def autocast(device, amp=""):

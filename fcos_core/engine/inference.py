@@ -15,10 +15,10 @@ from fcos_core.utils.comm import all_gather, get_world_size, is_main_process, sy
 from fcos_core.utils.timer import Timer, get_time_str
 
 from .bbox_aug import im_detect_bbox_aug, make_bbox_aug
-from .forward import detect, evaluation_mode
+from .forward import detect, evaluation_mode, unwrap_model
 from .predictions import from_plain, save_predictions, to_plain
 
-__all__ = ["compute_on_dataset", "inference", "inference_options", "run_test"]
+__all__ = ["compute_on_dataset", "folder_name", "inference", "inference_options", "run_test"]
 
 
 def inference(
@@ -43,7 +43,7 @@ def inference(
     (train or eval) that it was in.
 
     Args:
-        model (nn.Module): on ``device``.
+        model (nn.Module): on ``device``; may be wrapped in DDP.
         data_loader: batches (ImageList, targets, indices into the data set); for ``bbox_aug`` raw PIL images.
         dataset_name (str): for the log.
         iou_types, box_only, expected_results, expected_results_sigma_tol: see `do_coco_evaluation`.
@@ -108,7 +108,7 @@ def compute_on_dataset(
     Returns:
         dict[int, BoxList]: by index in the data set, on the CPU, in pixels of the network input.
     """
-    device = torch.device(device)
+    device, model = torch.device(device), unwrap_model(model)
     predictions = {}
     with evaluation_mode(model):
         for images, _, indices in _with_progress_bar(data_loader, progress):

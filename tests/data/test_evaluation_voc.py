@@ -126,6 +126,7 @@ def test_whole_evaluation_with_coco_metrics_beside(tmp_path, caplog):
     assert result["ap"][1] == pytest.approx(6 / 11.0) and result["ap"][2] == pytest.approx(1.0)
     assert result["map"] == pytest.approx((6 / 11.0 + 1) / 2) and result["map_area"] == pytest.approx(0.75)
     assert result["coco"].results["bbox"]["AP"] == pytest.approx((51 / 101.0 + 1) / 2)
+    assert result["AP"] == result["coco"].results["bbox"]["AP"] and result["AP50"] == pytest.approx(result["AP"])
     written = (tmp_path / "result.txt").read_text()
     assert written.startswith("mAP: 0.7727\n") and "cat" in written and "COCO AP50" in written
     assert "mAP: 0.7727" in caplog.text

@@ -29,8 +29,8 @@ def do_voc_evaluation(dataset, predictions, output_folder, logger, scorer="pycoc
 
     Returns:
         dict: ``ap`` (one per label, NaN for label 0 and for classes without objects) and ``map`` with the 11-point
-        metric, ``ap_area`` and ``map_area`` with the area metric, ``coco`` (COCOResults or None). Empty for a data set
-        without annotations.
+        metric, ``ap_area`` and ``map_area`` with the area metric, ``coco`` (COCOResults or None) and its metrics by name
+        (``AP``, ``AP50``, ...). Empty for a data set without annotations.
     """
     if not dataset.has_annotations:
         logger.warning(
@@ -46,6 +46,8 @@ def do_voc_evaluation(dataset, predictions, output_folder, logger, scorer="pycoc
 
     coco_eval_result, coco_per_class = coco_style_evaluation(dataset, predictions, truths, logger, scorer)
     result["coco"] = coco_eval_result
+    if coco_eval_result is not None:
+        result.update(coco_eval_result.results["bbox"])
     text = _report(dataset.categories, result, coco_per_class)
     logger.info("%s", text)
     if output_folder:
