@@ -1,0 +1,92 @@
+// One place for what differs between torch 1.7 and the newest: the only "#if" on torch versions.
+// For .cpp files; kernels include kernel.h, which this file includes too.
+// Everything is decided by __has_include or version macros, never by a build flag.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include "kernel.h"
+
+// torch/version.h came with 1.8; without it this is 1.7.
+#if __has_include(<torch/version.h>)
+#include <torch/version.h>
+#endif
+#ifndef TORCH_VERSION_MAJOR
+#define TORCH_VERSION_MAJOR 1
+#define TORCH_VERSION_MINOR 7
+#endif
+#ifndef TORCH_VERSION
+#define TORCH_VERSION "1.7"
+#endif
+#define FCOS_TORCH_AT_LEAST(major, minor) \
+  (TORCH_VERSION_MAJOR > (major) ||       \
+   (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
+
+// Adds schemas to an existing library. 1.7 has it under a private name, and there its generated
+// names are not unique: at most one fragment, and one IMPL block of a key, per file.
+#ifdef TORCH_LIBRARY_FRAGMENT
+#define FCOS_LIBRARY_FRAGMENT(ns, m) TORCH_LIBRARY_FRAGMENT(ns, m)
+#else
+#define FCOS_LIBRARY_FRAGMENT(ns, m) \
+  TORCH_LIBRARY_FRAGMENT_THIS_API_IS_FOR_PER_OP_REGISTRATION_ONLY(ns, m)
+#endif
+
+// Registers one autocast kernel for every device that autocasts; the CPU does from 1.10 on.
+#if FCOS_TORCH_AT_LEAST(1, 10)
+#define FCOS_REGISTER_AUTOCAST(ns, name, function)     \
+  TORCH_LIBRARY_IMPL(ns, AutocastCUDA, m) {            \
+    m.impl(name, TORCH_FN(function));                  \
+  }                                                    \
+  TORCH_LIBRARY_IMPL(ns, AutocastCPU, m) {             \
+    m.impl(name, TORCH_FN(function));                  \
+  }
+#else
+#define FCOS_REGISTER_AUTOCAST(ns, name, function) \
+  TORCH_LIBRARY_IMPL(ns, Autocast, m) {            \
+    m.impl(name, TORCH_FN(function));              \
+  }
+#endif
+
+namespace fcos_core {
+
+// Inside an autograd kernel: calls go below autograd (renamed in 1.9).
+#if FCOS_TORCH_AT_LEAST(1, 9)
+using BelowAutograd = at::AutoDispatchBelowADInplaceOrView;
+#else
+using BelowAutograd = at::AutoNonVariableTypeMode;
+#endif
+
+// Inside an autocast kernel: calls go below autocast.
+struct BelowAutocast {
+#if FCOS_TORCH_AT_LEAST(1, 10)
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::DispatchKeySet(
+      {c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA})};
+#else
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::DispatchKey::Autocast};
+#endif
+};
+
+// const_data_ptr and mutable_data_ptr came with 2.1; they keep copy-on-write tensors unmaterialised.
+#if FCOS_TORCH_AT_LEAST(2, 1)
+inline const void* const_data(const at::Tensor& t) { return t.const_data_ptr(); }
+inline void* mutable_data(const at::Tensor& t) { return t.mutable_data_ptr(); }
+#else
+inline const void* const_data(const at::Tensor& t) { return t.data_ptr(); }
+inline void* mutable_data(const at::Tensor& t) { return t.data_ptr(); }
+#endif
+
+// The kernel's name of a floating dtype; check.h has refused all others before.
+inline DType dtype_of(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble: return DType::float64;
+    case at::kFloat: return DType::float32;
+    case at::kHalf: return DType::float16;
+    case at::kBFloat16: return DType::bfloat16;
+    default: TORCH_CHECK(false, "dtype_of: no kernel for dtype ", t.scalar_type());
+  }
+}
+
+}  // namespace fcos_core

@@ -1,0 +1,46 @@
+// Sigmoid focal loss over R locations and C classes, and its gradient.
+//
+// With p = sigmoid(x) and the label t of a location, class c counted from 1:
+//   t == c             -alpha       (1 - p)^gamma log(p)
+//   t != c and t >= 0  -(1 - alpha)  p^gamma      log(1 - p)
+//   t == -1            0 (ignored)
+// Both lines are one function: with z = -x in the first and z = x in the second,
+//   f(z)  = q^gamma s,   q = sigmoid(z),   s = softplus(z) = -log(1 - q)
+//   f'(z) = q^gamma (q + gamma (1 - q) s)
+// which is finite for every finite logit, since no logarithm of a rounded probability is taken.
+//
+// float16 and bfloat16 logits are computed in float32; sums are float64 over chunks that do not
+// depend on the number of threads, so neither does the result.
+//
+// Source: Lin et al., Focal Loss for Dense Object Detection, arXiv:1708.02002, equation 5.
+// No torch header here: kernels include this file.
+#pragma once
+
+#include <cstdint>
+
+#include "../kernel.h"
+
+namespace fcos_core {
+
+struct FocalProblem {
+  const void* logits;      // [num_rows, num_classes], contiguous
+  DType dtype;             // of logits and of every output and gradient below
+  const int64_t* targets;  // [num_rows], in -1..num_classes
+  int64_t num_rows;
+  int64_t num_classes;
+  double gamma;
+  double alpha;
+};
+
+// Writes the loss of every logit to `losses` [num_rows, num_classes].
+void sigmoid_focal_loss_cpu(const FocalProblem& problem, void* losses);
+
+// Returns the sum of all losses without storing them.
+double sigmoid_focal_loss_sum_cpu(const FocalProblem& problem);
+
+// Writes d loss / d logit times `scale`, and times `grad` [num_rows, num_classes] unless that is
+// null, to `grad_logits` [num_rows, num_classes].
+void sigmoid_focal_loss_backward_cpu(const FocalProblem& problem, const void* grad, double scale,
+                                     void* grad_logits);
+
+}  // namespace fcos_core

@@ -1,0 +1,28 @@
+"""Operators and layers that know neither boxes lists nor configuration.
+
+Compiled operators (nms.py, sigmoid_focal_loss.py) are loaded, and if need be built, at their first call; everything
+else is plain torch.
+"""
+from fcos_core.layers.batch_norm import FrozenBatchNorm2d
+from fcos_core.layers.iou_loss import IOULoss
+from fcos_core.layers.misc import BatchNorm2d, Conv2d, ConvTranspose2d, interpolate
+from fcos_core.layers.nms import batched_nms, ml_nms, nms
+from fcos_core.layers.scale import Scale
+from fcos_core.layers.sigmoid_focal_loss import SigmoidFocalLoss, sigmoid_focal_loss
+from fcos_core.layers.smooth_l1_loss import smooth_l1_loss
+
+__all__ = [
+    "BatchNorm2d",
+    "Conv2d",
+    "ConvTranspose2d",
+    "FrozenBatchNorm2d",
+    "IOULoss",
+    "Scale",
+    "SigmoidFocalLoss",
+    "batched_nms",
+    "interpolate",
+    "ml_nms",
+    "nms",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
+]

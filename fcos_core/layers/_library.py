@@ -1,0 +1,36 @@
+"""Loading of the compiled operators, at their first use and never at import.
+
+Every function that calls an operator calls `load()` first.  So `import fcos_core.layers` works on a machine that
+cannot compile anything, and the error, when there is one, appears where it can be explained.
+"""
+import threading
+
+import torch
+
+from fcos_core.build import ensure_extension
+from fcos_core.layers import _fake
+
+_lock = threading.Lock()
+_loaded = False
+
+
+def load():
+    """Make `torch.ops.fcos_core` usable: find or build the library, load it once per process.
+
+    Raises:
+        fcos_core.build.BuildError: there is no library that fits this torch, and none can be built.
+    """
+    global _loaded
+    if _loaded:
+        return
+    with _lock:
+        if _loaded:
+            return
+        torch.ops.load_library(ensure_extension())
+        _fake.register()
+        _loaded = True
+
+
+if hasattr(torch, "_dynamo"):
+    # torch.compile runs load() while tracing instead of tracing into it: a first use may be a compiled one.
+    load = torch._dynamo.assume_constant_result(load)
