@@ -8,6 +8,7 @@ from torch import nn
 from fcos_core.layers import batched_nms
 from fcos_core.modeling.rpn.levels import flatten_levels
 from fcos_core.structures.bounding_box import BoxList
+from fcos_core.structures.box_ops import PIXEL
 
 
 def _level_table(counts, device):
@@ -73,7 +74,7 @@ def decode_boxes(locations, distances, image_sizes):
         [N, K, 4] xyxy inside [0, width - 1] x [0, height - 1].
     """
     boxes = torch.cat((locations - distances[..., :2], locations + distances[..., 2:]), dim=2)
-    limits = torch.tensor([[w - 1, h - 1, w - 1, h - 1] for h, w in image_sizes], dtype=boxes.dtype, device=boxes.device)
+    limits = torch.tensor([[w, h, w, h] for h, w in image_sizes], dtype=boxes.dtype, device=boxes.device) - PIXEL
     return torch.min(boxes.clamp(min=0), limits[:, None, :])
 
 
@@ -140,7 +141,7 @@ class FCOSPostProcessor(nn.Module):
         boxes = decode_boxes(torch.cat(locations).to(distances.dtype)[location], distances, image_sizes)
         scores = torch.where(scores >= 0, scores.clamp(min=0).sqrt(), scores)
         if self.min_size > 0:
-            small = (boxes[..., 2:] - boxes[..., :2] + 1 < self.min_size).any(dim=2)
+            small = (boxes[..., 2:] - boxes[..., :2] + PIXEL < self.min_size).any(dim=2)
             scores = scores.masked_fill(small, -1.0)
         labels = classes + 1
         if not self.bbox_aug_enabled:

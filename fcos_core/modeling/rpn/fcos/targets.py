@@ -4,7 +4,7 @@ Shape letters as in levels.py: N images, R locations, M boxes of the fullest ima
 """
 import torch
 
-from fcos_core.structures.box_ops import box_area
+from fcos_core.structures import box_ops
 
 INF = 100000000
 
@@ -52,7 +52,7 @@ def _smallest_box(locations, strides, ranges, boxes, valid, radius):
     learnable &= (size >= ranges[None, :, None, 0]) & (size <= ranges[None, :, None, 1])
     learnable &= valid[:, None, :]
     # 3. ambiguity: the smallest wins, the first one on ties
-    area = box_area(boxes)[:, None, :].expand_as(size)
+    area = box_ops.area(boxes)[:, None, :].expand_as(size)
     return torch.where(learnable, area, torch.full_like(area, INF)).min(dim=2)
 
 
