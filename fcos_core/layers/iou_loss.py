@@ -19,8 +19,8 @@ def iou_loss(pred_ltrb, target_ltrb, loss_type="iou"):
         "giou"         1 - (iou - (E - U) / E)
 
     Args:
-        pred_ltrb, target_ltrb: [..., 4], non-negative (a location inside both boxes); otherwise the result has no meaning
-            and may be NaN.  Half precision is computed in float32: areas of large boxes overflow float16.
+        pred_ltrb, target_ltrb: [..., 4], non-negative (a location inside both boxes); otherwise the result has no
+            meaning and may be NaN.  Half precision is computed in float32: areas of large boxes overflow float16.
         loss_type: one of LOSS_TYPES.
 
     Returns:
@@ -30,8 +30,8 @@ def iou_loss(pred_ltrb, target_ltrb, loss_type="iou"):
         ValueError: unknown loss_type.
 
     Note:
-        Legacy: where a predicted and a target distance are equal, intersection and enclosing box take the target and pass no
-        gradient on, as on torch 1.7; test_iou_loss pins it.
+        Legacy: where a predicted and a target distance are equal, intersection and enclosing box take the target and
+        pass no gradient on, as on torch 1.7; test_iou_loss pins it.
 
     Reference:
         Yu et al., UnitBox, arXiv:1608.01471, equation 2; Rezatofighi et al., GIoU, arXiv:1902.09630, algorithm 1.

@@ -44,7 +44,7 @@ def group_norm(out_channels, affine=True, divisor=1, num_groups=32, eps=1e-5, di
         eps: added to the variance.
 
     Note:
-        Legacy code took the last three from the global configuration; here they are arguments, see `group_norm_options`.
+        The older packages took the last three from the global configuration; here `group_norm_options` hands them over.
     """
     channels = out_channels // divisor
     groups = get_group_gn(channels, dim_per_gp // divisor, num_groups // divisor)

@@ -15,8 +15,9 @@ _MODES = ("xyxy", "xywh")
 class BoxList(object):
     """M boxes of one image.
 
-    Fields are stored under a name.  A tensor field has M rows and follows indexing and device moves.  A field of another
-    type takes part in `crop`, `resize`, `transpose` and `to` if it has a method of that name, and is carried over otherwise.
+    Fields are stored under a name.  A tensor field has M rows and follows indexing and device moves.  A field of
+    another type takes part in `crop`, `resize`, `transpose` and `to` if it has a method of that name, and is carried
+    over otherwise.
 
     Args:
         bbox: [M, 4] tensor, array or list; M = 0 is fine, as is an empty list.  Stored as float32, whatever comes in;

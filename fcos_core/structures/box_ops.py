@@ -4,7 +4,8 @@ Convention: a box is (x1, y1, x2, y2) in absolute pixels and *includes* its last
 (`PIXEL`).  The constant enters widths, hence areas, IoU and the xywh form; it does not enter distances (the l, t, r, b
 targets of FCOS), resizing and cropping.  `csrc/box_iou.h` is the C++ counterpart.
 
-Shape letters: M, K boxes.  Leading dimensions ("...") are arbitrary, empty ones included.  No function changes its input.
+Shape letters: M, K boxes.  Leading dimensions ("...") are arbitrary, empty ones included.  No function changes its
+input.
 """
 import torch
 

@@ -110,4 +110,5 @@ def _cat_field(field, parts):
         return _cat(parts)
     if all(isinstance(part, list) for part in parts):
         return [row for part in parts for row in part]
-    raise ValueError(f"cat_boxlist: expected field {field!r} to be tensors or lists, got {[type(p).__name__ for p in parts]}")
+    types = [type(part).__name__ for part in parts]
+    raise ValueError(f"cat_boxlist: expected field {field!r} to be all tensors or all lists, got {types}")

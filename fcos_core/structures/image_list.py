@@ -30,8 +30,8 @@ def to_image_list(tensors, size_divisible=0):
     """Batch images by padding them with zeros at the right and at the bottom.
 
     Args:
-        tensors: an ImageList (returned as it is), a list or tuple of [C, H, W] tensors, one [C, H, W] tensor, or a batch
-            [N, C, H, W].
+        tensors: an ImageList (returned as it is), a list or tuple of [C, H, W] tensors, one [C, H, W] tensor, or a
+            batch [N, C, H, W].
         size_divisible: pad height and width up to a multiple of this many pixels (the largest stride of the network);
             0: only up to the largest image.
 
@@ -53,7 +53,9 @@ def to_image_list(tensors, size_divisible=0):
             return ImageList(batch, [(height, width)] * len(batch))
         tensors = batch.unbind(0)
     if not isinstance(tensors, (list, tuple)):
-        raise TypeError(f"to_image_list: expected a tensor, a list of tensors or an ImageList, got {type(tensors).__name__}")
+        raise TypeError(
+            f"to_image_list: expected a tensor, a list of tensors or an ImageList, got {type(tensors).__name__}"
+        )
     return _pad_and_stack(tensors, size_divisible)
 
 

@@ -27,6 +27,5 @@ def test_empty_batches(layer, shape):
 def test_interpolate_is_that_of_torch():
     x = torch.rand(1, 2, 4, 6)
     assert torch.equal(misc.interpolate(x, size=(9, 5)), F.interpolate(x, size=(9, 5)))
-    assert torch.equal(
-        misc.interpolate(x, None, 2, "bilinear", True), F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-    )
+    expected = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+    assert torch.equal(misc.interpolate(x, None, 2, "bilinear", True), expected)

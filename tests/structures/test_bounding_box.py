@@ -170,7 +170,8 @@ def test_indexing(item, expected):
     boxes = BoxList(torch.arange(16.0).reshape(4, 4), SIZE)
     boxes.add_field("labels", torch.arange(4))
     selected = boxes[item]
-    assert selected.get_field("labels").tolist() == expected and selected.bbox[:, 0].tolist() == [4 * i for i in expected]
+    assert selected.get_field("labels").tolist() == expected
+    assert selected.bbox[:, 0].tolist() == [4 * i for i in expected]
     assert len(selected) == len(expected) and selected.size == SIZE
 
 

@@ -1,7 +1,7 @@
 """The table of backbones and `build_backbone`.
 
-Every builder takes a cfg and returns a Sequential with the modules `body` and, if there is a pyramid, `fpn`, and with the
-attribute `out_channels`.
+Every builder takes a cfg and returns a Sequential with the modules `body` and, if there is a pyramid, `fpn`, and with
+the attribute `out_channels`.
 """
 from collections import OrderedDict
 
@@ -58,8 +58,8 @@ def build_backbone(cfg):
     """Build the backbone that MODEL.BACKBONE.CONV_BODY names.
 
     Returns:
-        Module with an int attribute `out_channels`.  It maps images [N, 3, H, W] to maps [N, out_channels, H_l, W_l], fine
-        to coarse: a tuple for pyramids (P3 to P7 for the ``-RETINANET`` names), a list of one map for C4 and C5 bodies.
+        Module with an int attribute `out_channels`.  It maps images [N, 3, H, W] to maps [N, out_channels, H_l, W_l],
+        fine to coarse: a tuple for pyramids (P3 to P7 for the ``-RETINANET`` names), a list of one map for C4 and C5.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.

@@ -1,7 +1,7 @@
 """Feature pyramid network.
 
-Reference: Lin et al., Feature Pyramid Networks for Object Detection, arXiv:1612.03144; P6 and P7: Lin et al., Focal Loss
-for Dense Object Detection, arXiv:1708.02002, footnote 2.
+Reference: Lin et al., Feature Pyramid Networks for Object Detection, arXiv:1612.03144; P6 and P7: Lin et al., Focal
+Loss for Dense Object Detection, arXiv:1708.02002, footnote 2.
 """
 from torch import nn
 from torch.nn import functional as F
@@ -14,7 +14,8 @@ class FPN(nn.Module):
         in_channels_list: widths of the backbone's maps, fine to coarse; 0 leaves a level out.
         out_channels: width of all outputs.
         conv_block: maker of convolutions, (in_channels, out_channels, kernel_size) -> module.
-        top_blocks: None, `LastLevelMaxPool` or `LastLevelP6P7`: adds coarser levels.
+        top_blocks: adds coarser levels: None, `LastLevelP6P7`, or a module that maps the coarsest output to a list of
+            further ones, as `LastLevelMaxPool` does.
     """
 
     def __init__(self, in_channels_list, out_channels, conv_block, top_blocks=None):
@@ -54,7 +55,7 @@ class FPN(nn.Module):
             results.insert(0, getattr(self, layer_name)(inner))
         if isinstance(self.top_blocks, LastLevelP6P7):
             results.extend(self.top_blocks(x[-1], results[-1]))
-        elif isinstance(self.top_blocks, LastLevelMaxPool):
+        elif self.top_blocks is not None:
             results.extend(self.top_blocks(results[-1]))
         return tuple(results)
 

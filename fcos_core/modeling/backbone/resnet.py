@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
         stride: 1 or 2; a dilated block has stride 1 whatever this says.
         dilation: of the 3x3 convolution.
         norm_func: channels -> normalisation module.
-        dcn_config: dict with "stage_with_dcn", "with_modulated_dcn", "deformable_groups"; None: no deformable convolution.
+        dcn_config: dict with "stage_with_dcn", "with_modulated_dcn" and "deformable_groups"; None: not deformable.
     """
 
     def __init__(self, in_channels, bottleneck_channels, out_channels, num_groups, stride_in_1x1, stride, dilation,
@@ -218,8 +218,8 @@ _STAGE_SPECS = {
 
 # bodies of BasicBlocks; all others consist of bottlenecks
 _BASIC_BLOCK_BODIES = ("R-18-FPN-RETINANET", "R-34-FPN-RETINANET")
-# The default of MODEL.RESNETS.RES2_OUT_CHANNELS is the width of the bottleneck bodies; in bodies of basic blocks it stands
-# for the width that the paper gives to those.
+# The default of MODEL.RESNETS.RES2_OUT_CHANNELS is the width of the bottleneck bodies; in bodies of basic blocks it
+# stands for the width that the paper gives to those.
 _BOTTLENECK_RES2_CHANNELS, _BASIC_RES2_CHANNELS = 256, 64
 
 
@@ -231,7 +231,7 @@ class ResNet(nn.Module):
     of the paper.
 
     Args:
-        cfg: MODEL.BACKBONE.CONV_BODY, MODEL.BACKBONE.FREEZE_CONV_BODY_AT, MODEL.RESNETS.* and MODEL.GROUP_NORM.* are read.
+        cfg: MODEL.BACKBONE.CONV_BODY and FREEZE_CONV_BODY_AT, MODEL.RESNETS.* and MODEL.GROUP_NORM.* are read.
             RES5_DILATION > 1 dilates the last stage instead of striding it.
 
     Attributes:
@@ -294,7 +294,7 @@ class ResNet(nn.Module):
         return outputs
 
     def train(self, mode=True):
-        """Switch the mode; frozen parts stay in evaluation mode, so that batch-norm statistics there are frozen as well."""
+        """Switch the mode; frozen parts stay in evaluation mode, which freezes their batch-norm statistics as well."""
         super().train(mode)
         for name in self._frozen:
             getattr(self, name).eval()
