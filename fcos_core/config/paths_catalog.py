@@ -97,11 +97,13 @@ class DatasetCatalog(object):
                 # Own images without boxes are there on purpose.
                 return {"factory": "COCODataset",
                         "args": {"ann_file": paths[0], "root": paths[1], "remove_images_without_annotations": False}}
-            return {"factory": "PascalVOCDataset", "args": {"data_dir": paths[0], "split": paths[1], "classes": "infer"}}
+            return {"factory": "PascalVOCDataset",
+                    "args": {"data_dir": paths[0], "split": paths[1], "classes": "infer"}}
         close = difflib.get_close_matches(name, DatasetCatalog.DATASETS, 3, 0.5)
         known = close + [other for other in sorted(DatasetCatalog.DATASETS) if other not in close]
         raise RuntimeError(
-            "DatasetCatalog.get: expected the name of a data set, got {!r}; known are {}. Own data is named by its paths: "
+            "DatasetCatalog.get: expected the name of a data set, got {!r}; known are {}. Own data is named by its "
+            "paths: "
             "\"path/instances.json:path/to/images\" (COCO format) or \"path/to/VOCfolder:split\" (VOC format)".format(
                 name, ", ".join(known)))
 

@@ -30,7 +30,7 @@ def build_dataset(dataset_list, transforms, dataset_catalog, is_train=True):
         list: one data set for training, otherwise one per name.
 
     Raises:
-        ValueError: no name; for training: a set without annotations, or sets with different classes.
+        ValueError: no name; for training: no annotations in any set, or sets with different classes.
     """
     names = [dataset_list] if isinstance(dataset_list, str) else list(dataset_list)
     if not names:
@@ -45,17 +45,20 @@ def build_dataset(dataset_list, transforms, dataset_catalog, is_train=True):
         if entry["factory"] == "PascalVOCDataset":
             arguments.setdefault("use_difficult", not is_train)
         parts.append(getattr(D, entry["factory"])(**arguments))
-        if is_train and not getattr(parts[-1], "has_annotations", True):
-            raise ValueError("build_dataset: expected annotations to train on, got {!r} without any; put a data set with "
-                             "boxes into DATASETS.TRAIN".format(name))
     if not is_train:
         return parts
-    for name, part in zip(names, parts):
-        if list(part.categories) != list(parts[0].categories):
+    if not any(getattr(part, "has_annotations", True) for part in parts):
+        raise ValueError("build_dataset: expected annotations to train on, got none in {}; put a data set with boxes "
+                         "into "
+                         "DATASETS.TRAIN".format(names))
+    named = [(name, list(part.categories)) for name, part in zip(names, parts) if part.categories]
+    for name, categories in named:
+        if categories != named[0][1]:
             raise ValueError(
-                "build_dataset: expected the same classes in all data sets that are trained on together, got {} in {!r} and "
-                "{} in {!r}; give all files the same list of categories".format(
-                    list(parts[0].categories), names[0], list(part.categories), name))
+                "build_dataset: expected the same classes in all data sets that are trained on together, got {} in "
+                "{!r} and "
+                "{} in {!r}; give all files the same list of "
+                "categories".format(named[0][1], named[0][0], categories, name))
     return [parts[0] if len(parts) == 1 else D.ConcatDataset(parts)]
 
 
@@ -151,7 +154,8 @@ def make_data_loader(cfg, is_train=True, is_distributed=False, start_iter=0):
     loaders = []
     for dataset in parts:
         if is_train and len(dataset) == 0:
-            raise ValueError("make_data_loader: expected images to train on, got none in {}; images without any box may "
+            raise ValueError("make_data_loader: expected images to train on, got none in {}; images without any box "
+                             "may "
                              "have been left out".format(tuple(names)))
         sampler = make_data_sampler(dataset, is_train, is_distributed, seed)
         batches = make_batch_data_sampler(
@@ -174,7 +178,8 @@ def _images_per_process(cfg, is_train, world, accumulate):
     total = cfg.SOLVER.IMS_PER_BATCH if is_train else cfg.TEST.IMS_PER_BATCH
     if total < 1 or total % (world * accumulate):
         raise ValueError(
-            "make_data_loader: expected {} to be a positive multiple of {} ({} process(es){}), got {}; set it to {}".format(
+            "make_data_loader: expected {} to be a positive multiple of {} ({} process(es){}), got {}; set it to "
+            "{}".format(
                 key, world * accumulate, world, " times SOLVER.ACCUMULATE {}".format(accumulate) if is_train else "",
                 total, max(-(-total // (world * accumulate)), 1) * world * accumulate))
     return total // (world * accumulate)
@@ -182,7 +187,7 @@ def _images_per_process(cfg, is_train, world, accumulate):
 
 def _feeds_gpu(cfg):
     device = cfg.MODEL.DEVICE
-    return torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
+    return (device == "auto" or device.startswith("cuda")) and torch.cuda.is_available()
 
 
 def _skip_bad_images(parts, is_train):

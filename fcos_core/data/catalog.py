@@ -4,7 +4,7 @@ import os
 from fcos_core.config import paths_catalog as own_catalog
 from fcos_core.utils.imports import import_file
 
-from .datasets.coco import category_names, read_coco_json
+from .datasets.coco import read_category_names
 from .datasets.shapes_render import CLASSES as SHAPES_CLASSES
 from .datasets.voc import PascalVOCDataset, infer_voc_classes
 
@@ -15,7 +15,8 @@ def load_catalog(path):
     if not path or (os.path.exists(path) and os.path.samefile(path, own_catalog.__file__)):
         return own_catalog.DatasetCatalog
     if not os.path.isfile(path):
-        raise FileNotFoundError("load_catalog: expected PATHS_CATALOG to be a Python file, got {!r}, which does not exist; "
+        raise FileNotFoundError("load_catalog: expected PATHS_CATALOG to be a Python file, got {!r}, which does not "
+                                "exist; "
                                 "leave the key out to use the built-in one".format(path))
     return import_file("fcos_core.config.paths_catalog_of_the_config", path).DatasetCatalog
 
@@ -25,8 +26,8 @@ def find_dataset(name, catalog):
 
     Args:
         name (str): see `DatasetCatalog.get`.
-        catalog: class with `get(name)`.  What it does not know (an older file knows neither paths nor the built-in set) is
-            looked up in the catalog of this package.
+        catalog: class with `get(name)`.  What it does not know (an older file knows neither paths nor the built-in
+            set) is looked up in the catalog of this package.
     """
     if catalog is not own_catalog.DatasetCatalog:
         try:
@@ -47,7 +48,7 @@ def class_names_of(name, catalog):
     if factory == "ShapesDataset":
         return list(SHAPES_CLASSES)
     if factory == "COCODataset":
-        return category_names(read_coco_json(args["ann_file"]))
+        return read_category_names(args["ann_file"])
     if factory == "PascalVOCDataset":
         classes = args.get("classes")
         if classes is None:
@@ -68,7 +69,8 @@ def _count_classes(cfg, names):
             first_name, first = name, classes
         elif classes != first:
             raise ValueError(
-                "num_classes_of: expected the same classes in all data sets, got {} in {!r} and {} in {!r}; give all files "
+                "num_classes_of: expected the same classes in all data sets, got {} in {!r} and {} in {!r}; give all "
+                "files "
                 "the same list of categories (VOC folders: a file classes.txt, one name per line)".format(
                     _brief(first), first_name, _brief(classes), name))
     return None if first is None else len(first)
@@ -114,7 +116,8 @@ def resolve_num_classes(cfg, names, explicit):
         said = cfg.MODEL[active[0]].NUM_CLASSES
         if said != count + 1:
             raise ValueError(
-                "resolve_num_classes: expected MODEL.{}.NUM_CLASSES to be {} ({} classes in {} and the background), got {}; "
+                "resolve_num_classes: expected MODEL.{}.NUM_CLASSES to be {} ({} classes in {} and the background), "
+                "got {}; "
                 "correct it or leave it out".format(active[0], count + 1, count, tuple(names), said))
         return
     for head in heads:

@@ -1,47 +1,41 @@
-"""Cleaning of annotated boxes, with one counted warning per data set."""
+"""The boxes of a whole data set: cleaned once, with one counted warning, and kept in a few arrays."""
 import logging
 from collections import Counter
 
 import numpy as np
+import torch
+
+from fcos_core.structures.bounding_box import BoxList
 
 logger = logging.getLogger(__name__)
 
-# In xyxy with inclusive corners a box may reach this far (pixels) over the border before it counts as clipped: rounding
-# in annotation tools does that everywhere.
-_BORDER_SLACK = 1.0
+# A box may reach this far (pixels) over the border before it counts as clipped: annotation tools round everywhere.
+BORDER_SLACK = 1.0
+
+ZERO_EXTENT = "with zero extent"
+NOT_FINITE = "with a coordinate that is not a number"
+OUTSIDE = "outside its image"
 
 
-def clean_boxes(boxes, size, report, name):
-    """Clips boxes to their image and drops those that keep no extent.
+def clean_boxes(boxes, sizes):
+    """Clip boxes to their images and find those that keep no extent.
 
     Args:
         boxes (ndarray): float32 [M, 4], xyxy, inclusive pixel corners.
-        size (tuple[int, int]): (width, height) of the image.
-        report (BoxReport): counts what is done.
-        name (str): file to name in the warning.
+        sizes (ndarray): [M, 2], (width, height) of the image of each box.
 
     Returns:
-        tuple: float32 [K, 4] clipped boxes that are left (x2 > x1 and y2 > y1), bool [M] which ones these are.
+        tuple: float32 [M, 4] clipped boxes; dict reason -> bool [M] of the boxes to drop (each box has one reason at
+        most; the others have x2 > x1 and y2 > y1); bool [M] of the boxes that were cut by more than BORDER_SLACK.
     """
-    limit = np.array([size[0] - 1, size[1] - 1] * 2, np.float32)
+    limits = np.concatenate([sizes - 1, sizes - 1], 1).astype(np.float32).reshape(-1, 4)
     finite = np.isfinite(boxes).all(1)
-    clipped = np.minimum(np.maximum(np.where(finite[:, None], boxes, 0), 0), limit).astype(np.float32)
-    extent = _has_extent(boxes) & finite
-    keep = extent & _has_extent(clipped)
-    report.total += len(boxes)
-    if not keep.all():
-        report.drop("with zero extent", int((~extent & finite).sum()), name)
-        report.drop("with a coordinate that is not a number", int((~finite).sum()), name)
-        report.drop("outside its image", int((extent & ~keep).sum()), name)
-    if len(boxes):
-        over = (np.abs(clipped - boxes) > _BORDER_SLACK).any(1) & keep
-        report.clip(int(over.sum()), name)
-    return clipped[keep], keep
-
-
-def _has_extent(boxes):
-    with np.errstate(invalid="ignore"):
-        return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    boxes = np.where(finite[:, None], boxes, np.float32(0))
+    clipped = np.minimum(np.maximum(boxes, np.float32(0)), limits)
+    extent = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    inside = (clipped[:, 2:] > clipped[:, :2]).all(1)
+    drop = {ZERO_EXTENT: finite & ~extent, NOT_FINITE: ~finite, OUTSIDE: finite & extent & ~inside}
+    return clipped, drop, inside & (np.abs(clipped - boxes) > BORDER_SLACK).any(1)
 
 
 class BoxReport(object):
@@ -59,17 +53,17 @@ class BoxReport(object):
         self.clipped = 0
         self._first = {}
 
-    def drop(self, reason, count, name):
-        """Count boxes of the file `name` that are left out for `reason`."""
+    def drop(self, reason, count, first):
+        """Count boxes that are left out; `first` is the name of the first file of them."""
         if count:
             self.dropped[reason] += count
-            self._first.setdefault("dropped", name)
+            self._first.setdefault("dropped", first)
 
-    def clip(self, count, name):
-        """Count boxes of the file `name` that are cut at the border."""
+    def clip(self, count, first):
+        """Count boxes that are cut at the border; `first` is the name of the first file of them."""
         if count:
             self.clipped += count
-            self._first.setdefault("clipped", name)
+            self._first.setdefault("clipped", first)
 
     def message(self):
         """One sentence, or "" if every box was fine."""
@@ -83,8 +77,63 @@ class BoxReport(object):
                 self.clipped, self.total, self._first["clipped"]))
         return "; ".join(parts)
 
-    def warn(self, where):
-        """Log the sentence, if there is one, as a warning that starts with `where`."""
-        message = self.message()
-        if message:
-            logger.warning("%s: %s", where, message)
+
+class BoxTable(object):
+    """Boxes and fields of all images of a data set.
+
+    They are in a few arrays because Python objects by the hundred thousand would be copied, page by page, into every
+    worker process as soon as their reference counts are touched.
+
+    Args:
+        boxes (ndarray): [B, 4], xyxy, those of image 0 first, then those of image 1, ...
+        fields (dict): name -> ndarray [B].
+        counts (sequence[int]): number of boxes of each image, N entries.
+        sizes (sequence): N pairs (width, height); None for an image without boxes whose size is not known yet.
+        names (sequence[str]): N file names, for the report.
+        report (BoxReport): gets what was wrong.
+    """
+
+    def __init__(self, boxes, fields, counts, sizes, names, report):
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        owner = np.repeat(np.arange(len(counts)), counts)  # [B] image of each box
+        size_of = np.array([size or (1, 1) for size in sizes], np.int64).reshape(-1, 2)
+        clipped, drop, cut = clean_boxes(boxes, size_of[owner])
+        report.total += len(boxes)
+        keep = np.ones(len(boxes), bool)
+        # Reasons in the order of their first box, so that the report names the first file of all.
+        for reason, rows in sorted(drop.items(), key=lambda item: item[1].argmax()):
+            if rows.any():
+                report.drop(reason, int(rows.sum()), names[owner[rows.argmax()]])
+                keep &= ~rows
+        if cut.any():
+            report.clip(int(cut.sum()), names[owner[cut.argmax()]])
+        self._boxes = clipped[keep]
+        self._fields = {name: np.asarray(values)[keep] for name, values in fields.items()}
+        left = np.bincount(owner[keep], minlength=len(counts))
+        self._starts = np.concatenate([[0], np.cumsum(left)]).astype(np.int64)
+
+    def boxlist(self, index, size, mask_field=None):
+        """Boxes of an image.
+
+        Args:
+            index (int): image.
+            size (tuple[int, int]): (width, height).
+            mask_field (str | None): leave out the boxes of which this bool field is True.
+
+        Returns:
+            BoxList: xyxy, with all fields.
+        """
+        rows = slice(int(self._starts[index]), int(self._starts[index + 1]))
+        take = np.ones(rows.stop - rows.start, bool) if mask_field is None else ~self._fields[mask_field][rows]
+        # Selecting copies: what the transforms do to a target must not change the table.
+        target = BoxList(torch.from_numpy(self._boxes[rows][take]), size, mode="xyxy")
+        for name, values in self._fields.items():
+            target.add_field(name, torch.from_numpy(values[rows][take]))
+        return target
+
+
+def warn_once(report, where):
+    """Log the report of a data set, if there is anything to report, as one warning that starts with `where`."""
+    message = report.message()
+    if message:
+        logger.warning("%s: %s", where, message)

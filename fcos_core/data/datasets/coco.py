@@ -1,21 +1,17 @@
 """Data sets in COCO's json format."""
 import contextlib
 import json
-import logging
 import os
 from collections import defaultdict
 
 import numpy as np
-import torch
 
-from fcos_core.structures.bounding_box import BoxList
-
-from .boxes import BoxReport, clean_boxes
+from .boxes import BoxReport, BoxTable, warn_once
 from .detection import DetectionDataset, image_size
 
-logger = logging.getLogger(__name__)
-
 min_keypoints_per_image = 10
+
+_LARGE_FILE = 20 * 2 ** 20  # bytes
 
 
 def _count_visible_keypoints(anno):
@@ -66,7 +62,8 @@ def read_coco_json(ann_file):
         try:
             data = json.load(f)
         except ValueError as error:
-            raise ValueError("read_coco_json: expected json, got {!r}: {}; is the file complete?".format(ann_file, error))
+            raise ValueError("read_coco_json: expected json, got {!r}: {}; is the file complete?".format(
+                ann_file, error)) from error
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         raise ValueError(
             "read_coco_json: expected an object with a list \"images\", got {!r} without one; COCO's detection format "
@@ -75,7 +72,8 @@ def read_coco_json(ann_file):
         if data.get(key) is None:
             data[key] = []
     if data["annotations"] and not data["categories"]:
-        raise ValueError("read_coco_json: expected a list \"categories\", got {!r} without one; it names the classes".format(
+        raise ValueError("read_coco_json: expected a list \"categories\", got {!r} without one; it names the "
+                         "classes".format(
             ann_file))
     return data
 
@@ -83,6 +81,22 @@ def read_coco_json(ann_file):
 def category_names(data):
     """Names of the categories of a COCO json object in the order of their ids; label k is name k - 1."""
     return [str(category["name"]) for category in sorted(data["categories"], key=lambda category: category["id"])]
+
+
+def read_category_names(ann_file):
+    """`category_names` of a file.  Of a large one only the part that matters is parsed: COCO's take ten seconds."""
+    if not os.path.isfile(ann_file) or os.path.getsize(ann_file) < _LARGE_FILE:
+        return category_names(read_coco_json(ann_file))
+    with open(ann_file, "rb") as f:
+        content = f.read()
+    key = b'"categories"'
+    if content.count(key) == 1:
+        tail = content[content.index(key) + len(key):].decode("utf-8", "replace").lstrip().lstrip(":").lstrip()
+        try:
+            return category_names({"categories": json.JSONDecoder().raw_decode(tail)[0]})
+        except (ValueError, KeyError, TypeError):
+            pass  # it was the value of something, not the key
+    return category_names(read_coco_json(ann_file))
 
 
 class COCODataset(DetectionDataset):
@@ -114,7 +128,8 @@ class COCODataset(DetectionDataset):
         self.ann_file = ann_file
         self.root = root
         if not os.path.isdir(root):
-            raise FileNotFoundError("COCODataset: expected an image folder, got {!r}, which does not exist; it belongs to {!r}"
+            raise FileNotFoundError("COCODataset: expected an image folder, got {!r}, which does not exist; it "
+                                    "belongs to {!r}"
                                     .format(root, ann_file))
         data = read_coco_json(ann_file)
         self.categories = category_names(data)
@@ -151,42 +166,34 @@ class COCODataset(DetectionDataset):
             self._sizes.append((int(size[0]), int(size[1])))
 
     def _take_boxes(self, by_image):
-        """Keeps boxes [B, 4] and labels [B] of all images in two arrays: Python objects by the hundred thousand would be
-        copied, page by page, into every worker process as soon as their reference counts are touched."""
         self.box_report = BoxReport()
-        boxes, labels, counts = [], [], [0]
-        for image_id, name, size in zip(self.ids, self._names, self._sizes):
-            found_boxes, found_labels = self._boxes_of(by_image.get(image_id, []), name)
-            found_boxes, keep = clean_boxes(found_boxes, size, self.box_report, name)
-            boxes.append(found_boxes)
-            labels.append(found_labels[keep])
-            counts.append(len(found_boxes))
-        self.box_report.warn("COCODataset {}".format(self.ann_file))
-        self._boxes = np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32)
-        self._labels = np.concatenate(labels) if labels else np.zeros((0,), np.int64)
-        self._starts = np.cumsum(counts)
-
-    def _boxes_of(self, annotations, name):
-        """float32 [M, 4] xyxy and int64 [M] labels of the annotations of one image that are not crowds."""
-        boxes, labels = [], []
-        for annotation in annotations:
-            if annotation.get("iscrowd", 0):
-                continue
-            box, label = annotation.get("bbox"), self.json_category_id_to_contiguous_id.get(annotation.get("category_id"))
-            if label is None or box is None or len(box) != 4:
-                self.box_report.total += 1
-                self.box_report.drop("of an unknown category" if label is None else "without four numbers", 1, name)
-                continue
-            boxes.append(box)
-            labels.append(label)
-        xywh = np.array(boxes, np.float64).reshape(-1, 4).astype(np.float32)
-        # x2 = x1 + max(w - 1, 0), in float32 as in BoxList.  A width of 0 or below stays without extent.
+        xywh, labels, counts = [], [], []
+        for image_id, name in zip(self.ids, self._names):
+            before = len(labels)
+            for annotation in by_image.get(image_id, ()):
+                if not annotation.get("iscrowd", 0):
+                    self._take_box(annotation, name, xywh, labels)
+            counts.append(len(labels) - before)
+        xywh = np.array(xywh, np.float64).reshape(-1, 4).astype(np.float32)
+        # x2 = x1 + max(w - 1, 0), in float32 as in BoxList.
         far = xywh[:, :2] + np.maximum(xywh[:, 2:] - np.float32(1), np.float32(0))
-        return np.concatenate([xywh[:, :2], far], 1), np.array(labels, np.int64)
+        self._table = BoxTable(np.concatenate([xywh[:, :2], far], 1), {"labels": np.array(labels, np.int64)}, counts,
+                               self._sizes, self._names, self.box_report)
+        warn_once(self.box_report, "{} {}".format(type(self).__name__, self.ann_file))
+
+    def _take_box(self, annotation, name, xywh, labels):
+        box = annotation.get("bbox")
+        label = self.json_category_id_to_contiguous_id.get(annotation.get("category_id"))
+        if label is None or not isinstance(box, (list, tuple)) or len(box) != 4:
+            self.box_report.total += 1
+            self.box_report.drop("of an unknown category" if label is None else "without four numbers", 1, name)
+            return
+        xywh.append(box)
+        labels.append(label)
 
     @property
     def coco(self):
-        """The file as a `pycocotools.coco.COCO`, read at first use; what scorers need and own files lack is filled in."""
+        """The file as `pycocotools.coco.COCO`, read at first use; what scorers need and files lack is filled in."""
         if self._coco is None:
             from pycocotools.coco import COCO
 
@@ -227,7 +234,4 @@ class COCODataset(DetectionDataset):
 
     def get_target(self, index):
         """BoxList (xyxy, clipped, none empty) with the int64 field `labels`."""
-        start, stop = self._starts[index], self._starts[index + 1]
-        target = BoxList(torch.from_numpy(self._boxes[start:stop].copy()), self._sizes[index], mode="xyxy")
-        target.add_field("labels", torch.from_numpy(self._labels[start:stop].copy()))
-        return target
+        return self._table.boxlist(index, self._sizes[index])

@@ -11,13 +11,13 @@ class ConcatDataset(_ConcatDataset):
 
     @property
     def categories(self):
-        """Class names, those of the first part (`build_dataset` made sure that all agree)."""
-        return self.datasets[0].categories
+        """Class names, those of the first part that has any (`build_dataset` made sure that all agree)."""
+        return next((part.categories for part in self.datasets if part.categories), [])
 
     @property
     def has_annotations(self):
-        """False if a part has none."""
-        return all(getattr(part, "has_annotations", True) for part in self.datasets)
+        """False if no part has any."""
+        return any(getattr(part, "has_annotations", True) for part in self.datasets)
 
     @property
     def num_bad_images(self):

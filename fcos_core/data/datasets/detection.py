@@ -51,7 +51,8 @@ def image_size(path):
             with Image.open(f) as image:
                 return image.size
     except Exception as error:
-        raise ImageReadError("image_size: expected an image, got {!r} ({}: {})".format(path, type(error).__name__, error))
+        raise ImageReadError("image_size: expected an image, got {!r} ({}: {})".format(
+            path, type(error).__name__, error)) from error
 
 
 class DetectionDataset(torch.utils.data.Dataset):
@@ -116,7 +117,8 @@ class DetectionDataset(torch.utils.data.Dataset):
             ImageReadError: see `handle_bad_images`.
         """
         if not -len(self) <= index < len(self):
-            raise IndexError("{}: expected an index below {}, got {}".format(type(self).__name__, len(self), int(index)))
+            raise IndexError("{}: expected an index below {}, got "
+                             "{}".format(type(self).__name__, len(self), int(index)))
         image, target, used = self._sample(int(index) % len(self))
         if self._transforms is not None:
             with seeded(getattr(index, "seed", None)):
@@ -131,8 +133,8 @@ class DetectionDataset(torch.utils.data.Dataset):
             except ImageReadError as error:
                 if self._on_bad_image == "raise":
                     raise ImageReadError(
-                        "{}; repair it, take it out of the annotations, or set DATALOADER.SKIP_BAD_IMAGES True to go on "
-                        "without it".format(error))
+                        "{}; repair it, take it out of the annotations, or set DATALOADER.SKIP_BAD_IMAGES True to go "
+                        "on without it".format(error)) from error
                 self._note_bad(index, error)
                 if self._on_bad_image == "blank":
                     info = self.get_img_info(index)
@@ -166,7 +168,8 @@ class DetectionDataset(torch.utils.data.Dataset):
             self._warned_size = True
             logger.warning(
                 "%s: %s is %d x %d pixels, the annotations say %d x %d; boxes are cut to the real size (further images "
-                "like this are not reported)", type(self).__name__, self.image_name(index), image.size[0], image.size[1],
+                "like this are not "
+                "reported)", type(self).__name__, self.image_name(index), image.size[0], image.size[1],
                 stated[0], stated[1])
         resized = BoxList(target.bbox.clone(), image.size, mode="xyxy")
         for field in target.fields():

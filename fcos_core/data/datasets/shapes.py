@@ -1,12 +1,14 @@
 """The built-in data set: made at first use, the same everywhere, learned in minutes."""
 import errno
+import glob
 import json
 import logging
 import os
 import shutil
-import time
 
 from PIL import Image
+
+from fcos_core.build.lock import FileLock
 
 from .coco import COCODataset
 from .shapes_render import CLASSES, render
@@ -17,7 +19,6 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 # split -> (number of pictures, seed of the first)
 SPLITS = {"train": (400, 100000), "val": (100, 200000)}
-_LOCK_TIMEOUT = 60.0   # seconds without a sign of life after which a maker is taken for dead
 
 
 class ShapesDataset(COCODataset):
@@ -46,8 +47,8 @@ class ShapesDataset(COCODataset):
 def make_shapes(root, split):
     """Make the pictures and the json file of a split unless they are there.
 
-    Any number of processes may call this at once: one works, the others wait, and the folder appears complete or not
-    at all.
+    Any number of processes may call this at once: one works, the others wait, and the folder appears complete or
+    not at all.
 
     Args:
         root (str): folder that will hold the folder of the split.
@@ -57,7 +58,7 @@ def make_shapes(root, split):
         str: folder with `instances.json` and `images`.
     """
     if split not in SPLITS:
-        raise ValueError("make_shapes: expected split to be one of {}, got {!r}".format(", ".join(sorted(SPLITS)), split))
+        raise ValueError("make_shapes: expected split to be one of {}, got {!r}".format(sorted(SPLITS), split))
     folder = os.path.join(root, "{}_v{}".format(split, VERSION))
     if os.path.isdir(folder):
         return folder
@@ -65,38 +66,18 @@ def make_shapes(root, split):
         os.makedirs(root, exist_ok=True)
     except OSError as error:
         raise OSError("make_shapes: expected a folder that can be written, got {!r} ({}); set the environment variable "
-                      "FCOS_CORE_DATA to one".format(root, error))
-    lock = folder + ".lock"
-    while not os.path.isdir(folder):
-        if _take_lock(lock):
-            try:
-                # Another process may have finished between the look at the folder and the lock.
-                if not os.path.isdir(folder):
-                    _make_split(folder, split, lock)
-            finally:
-                _remove(lock)
-        else:
-            time.sleep(0.1)
+                      "FCOS_CORE_DATA to one".format(root, error)) from error
+    # The lock saves work only.  Where the file system has no locks several processes draw, and the first rename wins.
+    with FileLock(folder + ".lock") as lock:
+        if not os.path.isdir(folder):
+            if lock.held:
+                for left_over in glob.glob(glob.escape(folder) + ".*.tmp"):  # of a process that was killed
+                    shutil.rmtree(left_over, ignore_errors=True)
+            _make_split(folder, split)
     return folder
 
 
-def _take_lock(lock):
-    """True if this process now holds the lock: a file that only one process can create."""
-    try:
-        os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        return True
-    except FileExistsError:
-        pass
-    try:
-        if time.time() - os.stat(lock).st_mtime > _LOCK_TIMEOUT:
-            # Its owner was killed.  If two processes find that out together, both work, and one result is thrown away.
-            _remove(lock)
-    except FileNotFoundError:
-        pass
-    return False
-
-
-def _make_split(folder, split, lock):
+def _make_split(folder, split):
     count, seed = SPLITS[split]
     logger.info("Making the built-in data set shapes_%s: %d pictures in %s", split, count, folder)
     work = "{}.{}.tmp".format(folder, os.getpid())
@@ -112,7 +93,6 @@ def _make_split(folder, split, lock):
             # Fast and weak compression: making the set takes seconds, reading a file is not slower.
             Image.fromarray(pixels).save(os.path.join(work, "images", name), compress_level=1)
             _enter(data, name, pixels.shape, objects)
-            os.utime(lock, None)
         with open(os.path.join(work, "instances.json"), "w") as f:
             json.dump(data, f)
         _rename(work, folder)
@@ -133,13 +113,6 @@ def _rename(work, folder):
     try:
         os.rename(work, folder)
     except OSError as error:
-        # Someone else was first (see _take_lock); the contents are the same.
+        # Someone else was first; the contents are the same.
         if not os.path.isdir(folder) or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES):
             raise
-
-
-def _remove(path):
-    try:
-        os.remove(path)
-    except FileNotFoundError:
-        pass

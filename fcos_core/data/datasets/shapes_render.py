@@ -34,7 +34,7 @@ def render(seed):
         tuple: uint8 array [H, W, 3] (RGB), and a list of dicts with `label` (1..5, index into CLASSES plus one),
         `bbox` [x, y, width, height] around the visible pixels, and `area` (number of visible pixels).
     """
-    rng = np.random.RandomState(seed)
+    rng = np.random.RandomState(seed)  # noqa: NPY002 (the stream of Generator may change)
     width, height = SIZES[rng.randint(len(SIZES))]
     canvas = _background(rng, height, width)
     for _ in range(rng.randint(2, 9)):
@@ -161,11 +161,11 @@ def _draw_objects(rng, canvas):
 
 
 def _object_size(rng):
-    draw = rng.rand()
-    for share, low, high in SIZE_BANDS:
-        if draw < share:
-            break
-        draw -= share
+    draw, band = rng.rand(), 0
+    while band < len(SIZE_BANDS) - 1 and draw >= SIZE_BANDS[band][0]:
+        draw -= SIZE_BANDS[band][0]
+        band += 1
+    _, low, high = SIZE_BANDS[band]
     return low * math.exp(rng.rand() * math.log(high / low))
 
 

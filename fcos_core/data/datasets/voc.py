@@ -1,21 +1,15 @@
 """Data sets in the folder layout of Pascal VOC."""
 import functools
-import logging
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import namedtuple
 
 import numpy as np
-import torch
 
-from fcos_core.structures.bounding_box import BoxList
-
-from .boxes import BoxReport, clean_boxes
+from .boxes import BoxReport, BoxTable, warn_once
 from .detection import DetectionDataset, image_size
 
-logger = logging.getLogger(__name__)
-
-# One annotation file: size (width, height) or None, names [M] as written, boxes float64 [M, 4] as written, difficult [M].
+# One annotation file: size (width, height) or None; names, boxes float64 [M, 4] and flags of the objects, as written.
 VOCAnnotation = namedtuple("VOCAnnotation", "size names boxes difficult")
 
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -35,8 +29,10 @@ def read_voc_xml(path):
         ValueError: no xml, or an object without name or box; the message names the file.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError("read_voc_xml: expected an annotation file, got {!r}, which does not exist; every image of a "
-                                "split needs one, also an image without objects".format(path))
+        raise FileNotFoundError(
+            "read_voc_xml: expected an annotation file, got {!r}, which does not exist; every image of a split needs "
+            "one, "
+            "also an image without objects".format(path))
     return _read_voc_xml(path, os.stat(path).st_mtime)
 
 
@@ -56,8 +52,9 @@ def _read_voc_xml(path, _modified):
             size = int(float(size.find("width").text)), int(float(size.find("height").text))
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            "read_voc_xml: expected a VOC annotation with <size> and, per <object>, <name> and <bndbox> with four numbers, "
-            "got {!r} ({}); repair the file".format(path, error))
+            "read_voc_xml: expected a VOC annotation with <size> and, per <object>, <name> and <bndbox> with four "
+            "numbers, "
+            "got {!r} ({}); repair the file".format(path, error)) from error
     if size is not None and (size[0] <= 0 or size[1] <= 0):
         size = None  # some tools write 0
     return VOCAnnotation(size, names, np.array(boxes, np.float64).reshape(-1, 4), np.array(difficult, bool))
@@ -141,25 +138,33 @@ class PascalVOCDataset(DetectionDataset):
         return os.path.join(self._annotations, image + ".xml")
 
     def _load(self):
-        """Reads all annotation files of the split: (size, boxes [M, 4], labels [M], difficult [M]) per image."""
-        self.box_report = BoxReport()
-        self._images = []
+        """Reads all annotation files of the split."""
+        self._sizes, counts, boxes, labels, difficult = [], [], [], [], []
         for index, image in enumerate(self.ids):
             if not self.has_annotations:
-                self._images.append((None, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)))
+                self._sizes.append(None)
+                counts.append(0)
                 continue
             annotation = read_voc_xml(self._xml(image))
-            size = annotation.size or image_size(self.image_path(index))
-            labels = np.array([self._label(name, image) for name in annotation.names], np.int64)
-            boxes, keep = clean_boxes((annotation.boxes - 1).astype(np.float32), size, self.box_report, image + ".xml")
-            self._images.append((size, boxes, labels[keep], annotation.difficult[keep]))
-        self.box_report.warn("PascalVOCDataset {}:{}".format(self.root, self.image_set))
+            self._sizes.append(annotation.size or image_size(self.image_path(index)))
+            counts.append(len(annotation.names))
+            boxes.append(annotation.boxes - 1)
+            labels.extend(self._label(name, image) for name in annotation.names)
+            difficult.append(annotation.difficult)
+        self.box_report = BoxReport()
+        self._table = BoxTable(
+            np.concatenate(boxes) if boxes else np.zeros((0, 4)),
+            {"labels": np.array(labels, np.int64),
+             "difficult": np.concatenate(difficult) if difficult else np.zeros(0, bool)},
+            counts, self._sizes, [image + ".xml" for image in self.ids], self.box_report)
+        warn_once(self.box_report, "{} {}:{}".format(type(self).__name__, self.root, self.image_set))
 
     def _label(self, name, image):
         label = self.class_to_ind.get(_key(name), 0)
         if label == 0:
             raise ValueError(
-                "PascalVOCDataset: expected one of the classes {}, got {!r} in {!r}; for classes of your own name the folder "
+                "PascalVOCDataset: expected one of the classes {}, got {!r} in {!r}; for classes of your own name the "
+                "folder "
                 "as \"path/to/folder:split\" in DATASETS".format(", ".join(self.categories), name, self._xml(image)))
         return label
 
@@ -176,20 +181,13 @@ class PascalVOCDataset(DetectionDataset):
 
     def get_img_info(self, index):
         """dict with `height` and `width` (pixels) of an image, from its annotation or else from the file's header."""
-        size = self._images[index][0] or image_size(self.image_path(index))
+        size = self._sizes[index] or image_size(self.image_path(index))
         return {"height": size[1], "width": size[0]}
 
     def get_groundtruth(self, index):
         """BoxList (xyxy from 0, clipped, none empty) with the fields `labels` (int64) and `difficult` (bool)."""
-        size, boxes, labels, difficult = self._images[index]
-        if size is None:
-            info = self.get_img_info(index)
-            size = info["width"], info["height"]
-        wanted = np.ones(len(boxes), bool) if self.keep_difficult else ~difficult
-        target = BoxList(torch.from_numpy(boxes[wanted]), size, mode="xyxy")
-        target.add_field("labels", torch.from_numpy(labels[wanted]))
-        target.add_field("difficult", torch.from_numpy(difficult[wanted]))
-        return target
+        info = self.get_img_info(index)
+        return self._table.boxlist(index, (info["width"], info["height"]), None if self.keep_difficult else "difficult")
 
     get_target = get_groundtruth
 
@@ -202,7 +200,8 @@ def _read_split(data_dir, split):
     folder = os.path.join(data_dir, "ImageSets", "Main")
     path = os.path.join(folder, split + ".txt")
     if not os.path.isfile(path):
-        known = sorted(name[:-4] for name in os.listdir(folder) if name.endswith(".txt")) if os.path.isdir(folder) else []
+        entries = os.listdir(folder) if os.path.isdir(folder) else []
+        known = sorted(entry[:-4] for entry in entries if entry.endswith(".txt"))
         raise FileNotFoundError(
             "PascalVOCDataset: expected a list of image names, got {!r}, which does not exist; {}".format(
                 path, "there are the splits " + ", ".join(known[:20]) if known else

@@ -100,9 +100,10 @@ class ToTensor(object):
     """PIL image (RGB) or uint8 array [h, w, 3] -> float32 tensor [3, h, w] in 0 .. 1."""
 
     def __call__(self, image, target):
-        # The copy makes the array writable and contiguous; a PIL image converts without sharing memory anyway.
+        # [h, w, 3]; np.array copies, because torch wants writable memory.
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-        return pixels.permute(2, 0, 1).to(torch.float32).contiguous().div_(255), target
+        tensor = torch.empty((3,) + tuple(pixels.shape[:2]), dtype=torch.float32)
+        return tensor.copy_(pixels.permute(2, 0, 1)).div_(255), target
 
     def __repr__(self):
         return "ToTensor()"
@@ -124,11 +125,11 @@ class Normalize(object):
 
     def __call__(self, image, target=None):
         """Normalised (image, target), or the image alone if there is no target; image: float32 [3, h, w], RGB."""
-        if self.to_bgr255:
-            image = image[[2, 1, 0]] * 255
-        mean = torch.as_tensor(self.mean, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
-        std = torch.as_tensor(self.std, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
-        image = (image - mean).div_(std)
+        # In place on a copy: one pass over memory per step.
+        image = image[[2, 1, 0]].mul_(255) if self.to_bgr255 else image.clone()
+        image.sub_(torch.tensor(self.mean, dtype=image.dtype, device=image.device).reshape(-1, 1, 1))
+        if any(value != 1 for value in self.std):
+            image.div_(torch.tensor(self.std, dtype=image.dtype, device=image.device).reshape(-1, 1, 1))
         if target is None:
             return image
         return image, target
