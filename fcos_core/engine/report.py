@@ -90,7 +90,7 @@ class TrainingReport(object):
                 self._print_line(iteration, dict(zip(names, rows[-1])), lr)
 
     def _print_line(self, iteration, losses, lr):
-        eta = self._times.time.global_avg * (self._max_iter - iteration)
+        eta = self._times.time.avg * (self._max_iter - iteration)  # of the latest iterations: the first ones are slow
         memory = peak_memory_mb()
         line = [
             f"eta: {datetime.timedelta(seconds=int(eta))}",

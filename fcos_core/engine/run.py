@@ -194,7 +194,6 @@ def _seed_of_the_data(configured, seed, arguments, logger):
 
 
 def _write_config(output_dir, text, logger):
-    logger.info("Config:\n" + text)
     if is_main_process() and output_dir:
         mkdir(output_dir)
         path = os.path.join(output_dir, "config.yml")

@@ -106,7 +106,7 @@ def load_torch_file(path, unsafe=None):
         return _load(path, _PICKLE_ARGUMENTS_SAFE)
     except pickle.UnpicklingError as error:
         # weights_only of newer torch reports a refused name and a damaged stream by the same type.
-        refused = re.search(r"(?:Unsupported|Trying to)[^\n]*", str(error))
+        refused = re.search(r"(?:Unsupported (?:class|global)|Trying to|Can only)[^\n]*", str(error))
         if refused:
             raise UnsafeFileError(
                 f"load_torch_file: expected {path} to hold tensors and plain types, got: {refused.group(0)}; if you "
