@@ -5,7 +5,6 @@ from a yaml file, else from the checkpoint, which carries the one it was trained
 """
 import collections
 import logging
-import os
 
 from yacs.config import CfgNode
 
@@ -97,6 +96,4 @@ def _config_of(checkpoint, weights, opts):
 
 def load_weights(cfg, model, weights):
     """Take the tensors of ``weights`` into the model; logs what does not fit."""
-    logger = logging.getLogger("fcos_core.inference")
-    DetectronCheckpointer(cfg, model, logger=logger).load(weights, resume=False)
-    logger.info("Weights: %s", os.path.abspath(weights) if os.path.exists(weights) else weights)
+    DetectronCheckpointer(cfg, model, logger=logging.getLogger("fcos_core.inference")).load(weights, resume=False)
