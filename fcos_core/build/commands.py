@@ -148,7 +148,7 @@ class Clean(setuptools.Command):
 
 
 def build_leftovers(root):
-    """List what a build, an installation or an import has left in a clone.
+    """List what a build, an installation, an import or a test run has left in a clone.
 
     Args:
         root (str): the clone.
@@ -156,13 +156,13 @@ def build_leftovers(root):
     Returns:
         list[str]: absolute paths of files and folders.
     """
-    found = [os.path.join(root, name) for name in ("build", "dist") if os.path.isdir(os.path.join(root, name))]
+    folders = ("build", "dist", ".pytest_cache", ".ruff_cache", ".hypothesis")
+    found = [os.path.join(root, name) for name in folders if os.path.isdir(os.path.join(root, name))]
     found += [os.path.join(root, name) for name in sorted(os.listdir(root)) if name.endswith(".egg-info")]
     package = os.path.join(root, "fcos_core")
     found += [os.path.join(package, name) for name in sorted(os.listdir(package)) if name.startswith("_ext")]
     for top in ("fcos_core", "tools", "tests", "benchmarks"):
-        for folder, names, _ in os.walk(os.path.join(root, top)):
-            if "__pycache__" in names:
-                names.remove("__pycache__")
-                found.append(os.path.join(folder, "__pycache__"))
+        for folder, _, _ in os.walk(os.path.join(root, top)):
+            if os.path.basename(folder) == "__pycache__":
+                found.append(folder)
     return found

@@ -35,20 +35,20 @@ def ensure_extension(force=False):
     """
     csrc = sources.csrc_dir()
     wanted = stamp.collect("" if csrc is None else sources.source_hash(csrc))
-    installed = os.path.join(sources.PACKAGE_DIR, stamp.library_name())
+    installed = os.path.join(package_dir(), stamp.library_name())
     if csrc is None:
         return _without_sources(installed, wanted)
-    if not force:
-        reason = stamp.check(installed, wanted)
-        if not reason:
-            return installed
-        if reason != "missing":
-            reason = "the installed one {}".format(reason)
-    else:
-        reason = "asked for"
+    reason = "asked for" if force else stamp.check(installed, wanted)
+    if not reason:
+        return installed
     return find_or_build(
         wanted, cache.libraries_dir(), lambda folder, log: _compile(csrc, folder, log), reason=reason, force=force
     )
+
+
+def package_dir():
+    """Return the folder where an installed library lies."""
+    return sources.PACKAGE_DIR
 
 
 def find_or_build(wanted, folder, compile_into, reason="missing", force=False):
@@ -71,29 +71,43 @@ def find_or_build(wanted, folder, compile_into, reason="missing", force=False):
     library = os.path.join(entry, stamp.library_name())
     if not force and not stamp.check(library, wanted):
         return library
+    _make_writable(entry)
+    lock = FileLock(os.path.join(entry, "lock"), lambda: _say("waiting for another process, which is building the ops"))
+    failure = os.path.join(entry, "failure.json")
+    started = time.time()
+    with lock:
+        if (lock.waited or not force) and not stamp.check(library, wanted):
+            return library
+        if lock.waited:
+            _raise_failure_since(started, failure)
+        if lock.held:
+            _remove_abandoned(entry)
+        _build(wanted, entry, library, failure, compile_into, reason)
+    return library
+
+
+def _make_writable(entry):
     try:
         os.makedirs(entry, exist_ok=True)
-        lock = FileLock(os.path.join(entry, "lock"), lambda: _say("waiting for another process that is building them"))
-        started = time.time()
-        with lock:
-            if (lock.waited or not force) and not stamp.check(library, wanted):
-                return library
-            failure = os.path.join(entry, "failure.json")
-            if lock.waited:
-                _raise_failure_since(started, failure)
-            _build(wanted, entry, library, failure, compile_into, reason)
-    except PermissionError as error:
+        tempfile.TemporaryFile(dir=entry).close()
+    except OSError as error:
         raise BuildError(
-            "ensure_extension: expected to write to {}, got {}; set FCOS_CORE_CACHE to a folder that you may write "
-            "to".format(folder, error)
+            "ensure_extension: expected to write to {}, got '{}'; set FCOS_CORE_CACHE to a folder that you may write "
+            "to".format(entry, error)
         ) from error
-    return library
+
+
+def _remove_abandoned(entry):
+    """Remove what a build left that was killed; nobody else builds while the lock is held."""
+    for name in os.listdir(entry):
+        if name.startswith("build-"):
+            shutil.rmtree(os.path.join(entry, name), ignore_errors=True)
 
 
 def _build(wanted, entry, library, failure, compile_into, reason):
     _say(
         "building the ops for torch {}, about a minute, first use only{}".format(
-            wanted["torch"], "" if reason == "missing" else " ({})".format(reason)
+            wanted["torch"], "" if reason == "missing" else " (the installed library: {})".format(reason)
         )
     )
     started = time.time()
@@ -106,14 +120,14 @@ def _build(wanted, entry, library, failure, compile_into, reason):
         misfit = stamp.check(built, wanted)
         if misfit:
             raise BuildError(
-                "ensure_extension: expected a library for this process, got one that {}; is {} the Python of this "
-                "process, with the same torch first on its path?".format(misfit, sys.executable)
+                "ensure_extension: expected {} to build for this process, got a library {}; is that the Python of "
+                "this process, with the same torch first on its path?".format(sys.executable, misfit)
             )
         # the stamp comes last: without one that fits, a library is not used
         os.replace(built, library)
         os.replace(stamp.path_for(built), stamp.path_for(library))
     except BuildError as error:
-        with open(failure, "w") as stream:
+        with open(failure, "w", encoding="utf-8") as stream:
             json.dump({"message": str(error)}, stream)
         raise
     finally:
@@ -147,8 +161,8 @@ def _without_sources(installed, wanted):
     if not reason:
         return installed
     raise BuildError(
-        "ensure_extension: expected {} to fit this process, but it {}, and this installation has no sources to build "
-        "another; install fcos_core again".format(installed, "is " + reason if reason == "missing" else reason)
+        "ensure_extension: expected {} to fit this process, got one {}, and this installation has no sources to build "
+        "another; install fcos_core again".format(installed, "that is missing" if reason == "missing" else reason)
     )
 
 
@@ -184,11 +198,13 @@ def run_worker(csrc, output, temporary, log=None):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    stream = open(log, "w", errors="replace") if log else sys.stdout
+    stream = open(log, "w", encoding="utf-8", errors="replace") if log else sys.stdout
+    encoding = stream.encoding or "ascii"
     try:
         for raw in process.stdout:
             lines.append(raw.decode(errors="replace"))
-            stream.write(lines[-1])
+            # compilers quote with characters that not every terminal can show
+            stream.write(lines[-1].encode(encoding, "replace").decode(encoding))
             stream.flush()
         code = process.wait()
     except BaseException:

@@ -22,6 +22,10 @@ class FileLock:
     Args:
         path (str): the lock file; made if need be, never removed.
         on_wait (callable or None): called once, without arguments, when another process holds the lock.
+
+    Attributes:
+        waited (bool): whether another process held the lock first.
+        held (bool): whether this one holds it; False outside the block, or where the file system has no locks.
     """
 
     POLL_SECONDS = 0.1
@@ -30,6 +34,7 @@ class FileLock:
         self.path = path
         self.on_wait = on_wait
         self.waited = False
+        self.held = False
         self._file = None
 
     def __enter__(self):
@@ -37,6 +42,7 @@ class FileLock:
         while True:
             try:
                 _lock(self._file)
+                self.held = True
                 return self
             except OSError as error:
                 if error.errno not in _BUSY:
@@ -50,7 +56,7 @@ class FileLock:
     def __exit__(self, *exception):
         # closing frees the lock; a child process does not inherit the file
         self._file.close()
-        self._file = None
+        self.held = False
 
 
 def _lock(stream):

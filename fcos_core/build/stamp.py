@@ -110,7 +110,7 @@ def misfit(built, wanted):
     for key, name in RUNTIME:
         if built.get(key) != wanted[key]:
             if key == "sources":
-                reasons.append("the sources have changed since")
+                reasons.append("built from other sources")
             else:
                 reasons.append("built for {} {}, this is {}".format(name, built.get(key, "unknown"), wanted[key]))
     if _libc_tuple(built.get("libc", "")) > _libc_tuple(wanted["libc"]):
@@ -170,7 +170,7 @@ def check(library, wanted):
         wanted (dict): the stamp of this process.
 
     Returns:
-        str: the reason, "" if it fits, "missing" if there is none.
+        str: the reason, such as "built for torch 1.7.1, this is 2.14.1"; "" if it fits, "missing" if there is none.
     """
     if not os.path.isfile(library):
         return "missing"
@@ -179,7 +179,7 @@ def check(library, wanted):
             built = json.load(stream)
         size = built.get("bytes")
     except (OSError, ValueError, AttributeError):
-        return "has no readable stamp"
+        return "without a readable stamp"
     if size != os.path.getsize(library):
-        return "is not the file that its stamp describes"
+        return "not the file that its stamp describes"
     return misfit(built, wanted)

@@ -1,0 +1,157 @@
+"""Which library `ensure_extension` takes, and real builds of sources that compile in a second."""
+
+import ctypes
+import os
+import stat
+import sys
+
+import pytest
+
+pytest.importorskip("torch")
+
+from fcos_core.build import BuildError, cache, ensure_extension, extension, sources, stamp  # noqa: E402
+
+# No torch header, hence quick to compile.
+LIBRARY = """#include <Python.h>
+PyMODINIT_FUNC PyInit__ext(void) { return nullptr; }
+extern "C" int answer() { return %d; }
+"""
+posix = pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for ninja")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A wheel's package folder with sources of its own, and an empty cache."""
+    folder = tmp_path / "site" / "fcos_core"
+    (folder / "csrc").mkdir(parents=True)
+    (folder / "csrc" / "library.cpp").write_text(LIBRARY % 42)
+    csrc = str(folder / "csrc")
+    monkeypatch.setattr(extension.sources, "csrc_dir", lambda: csrc if os.path.isdir(csrc) else None)
+    monkeypatch.setattr(extension, "package_dir", lambda: str(folder))
+    monkeypatch.setenv("FCOS_CORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FCOS_CORE_NINJA", raising=False)
+    return folder
+
+
+def install(package, stamp_of=None):
+    """Put a library that was never compiled into the package; with a stamp if one is given."""
+    library = package / stamp.library_name()
+    library.write_bytes(b"not a library at all")
+    if stamp_of is not None:
+        stamp.write(stamp_of, str(library))
+    return str(library)
+
+
+def current(package):
+    return stamp.collect(sources.source_hash(str(package / "csrc")))
+
+
+def forbid_build(monkeypatch):
+    def build(*arguments, **keywords):
+        raise AssertionError("nothing was to be built")
+
+    monkeypatch.setattr(extension, "run_worker", build)
+
+
+def test_installed_library_is_taken_if_its_stamp_fits(package, monkeypatch):
+    forbid_build(monkeypatch)
+    library = install(package, current(package))
+    assert ensure_extension() == library
+
+
+def fake_worker(csrc, output, temporary, log=None):
+    """In the place of the compiler: a library of the sources' own text."""
+    library = os.path.join(output, stamp.library_name())
+    with open(os.path.join(csrc, "library.cpp")) as stream, open(library, "w") as target:
+        target.write(stream.read())
+    stamp.write(stamp.collect(sources.source_hash(csrc)), library)
+
+
+@pytest.mark.parametrize("kind", ["foreign", "stale", "absent"])
+def test_any_other_is_left_alone_and_one_is_built(package, kind, monkeypatch, capfd):
+    monkeypatch.setattr(extension, "run_worker", fake_worker)
+    if kind == "foreign":
+        install(package)
+    if kind == "stale":
+        install(package, dict(current(package), torch="0.4.1"))
+    library = ensure_extension()
+    assert library.startswith(cache.libraries_dir())
+    messages = capfd.readouterr().err
+    assert "about a minute, first use only" in messages
+    assert ("built for torch 0.4.1" in messages) == (kind == "stale")
+
+
+def test_edited_sources_are_built_again(package, monkeypatch):
+    monkeypatch.setattr(extension, "run_worker", fake_worker)
+    first = ensure_extension()
+    (package / "csrc" / "library.cpp").write_text(LIBRARY % 43)
+    second = ensure_extension()
+    assert first != second
+    with open(second) as stream:
+        assert "return 43" in stream.read()
+
+
+def test_real_build_is_loadable_and_stamped(package):
+    library = ensure_extension()
+    assert ctypes.CDLL(library).answer() == 42
+    assert stamp.check(library, current(package)) == ""
+
+
+def test_without_sources_a_fitting_library_still_serves(package, monkeypatch):
+    forbid_build(monkeypatch)
+    library = install(package, current(package))
+    os.rename(str(package / "csrc"), str(package / "moved"))
+    assert ensure_extension() == library
+
+
+def test_without_sources_and_library_the_error_says_so(package):
+    os.rename(str(package / "csrc"), str(package / "moved"))
+    with pytest.raises(BuildError, match="no sources to build another; install fcos_core again"):
+        ensure_extension()
+    install(package, dict(stamp.collect("aaaa"), torch="0.4.1"))
+    with pytest.raises(BuildError, match="built for torch 0.4.1"):
+        ensure_extension()
+
+
+def test_compiler_error_is_the_message(package):
+    (package / "csrc" / "library.cpp").write_text("int good;\nint bad = nowhere;\n")
+    with pytest.raises(BuildError, match=r"library\.cpp:2:11: error: .*nowhere.*python -m fcos_core\.build"):
+        ensure_extension()
+
+
+def test_missing_compiler_is_named_with_what_to_install(package, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BuildError, match="expected CXX to name a program, got 'no-such-compiler'"):
+        ensure_extension()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
+    with pytest.raises(BuildError, match="no C.. compiler found; install one"):
+        ensure_extension()
+
+
+@pytest.fixture
+def idle_ninja(tmp_path, monkeypatch):
+    """A ninja that prints its version and compiles nothing, as after the edit to torch that circulates."""
+    script = tmp_path / "bin" / "ninja"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\necho 1.11.1\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(script.parent), os.environ["PATH"]]))
+
+
+@posix
+def test_objects_that_ninja_did_not_make_are_named_before_the_link(package, idle_ninja, monkeypatch):
+    monkeypatch.setenv("FCOS_CORE_NINJA", "1")
+    with pytest.raises(BuildError) as error:
+        ensure_extension()
+    message = str(error.value)
+    assert "got none for" in message and "library.o" in message
+    assert "cpp_extension.py was edited" in message and "FCOS_CORE_NINJA=0" in message
+
+
+@posix
+def test_build_helps_itself_without_ninja(package, idle_ninja):
+    library = ensure_extension()
+    assert ctypes.CDLL(library).answer() == 42
+    with open(os.path.join(os.path.dirname(library), "build.log")) as stream:
+        assert "trying once more without ninja" in stream.read()

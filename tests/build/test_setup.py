@@ -1,0 +1,160 @@
+"""setup.py, the metadata, what travels in wheels and sdists, and that a clean leaves nothing."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from fcos_core.build import backend, commands, metadata, sources
+
+ROOT = os.path.dirname(sources.PACKAGE_DIR)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone reduced to what setup.py looks at."""
+    root = tmp_path / "clone"
+    (root / "fcos_core").mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE"):
+        shutil.copy(os.path.join(ROOT, name), str(root))
+    (root / "README.md").write_text("# read me\n")
+    shutil.copy(os.path.join(ROOT, "fcos_core", "__init__.py"), str(root / "fcos_core"))
+    shutil.copytree(
+        os.path.join(ROOT, "fcos_core", "build"),
+        str(root / "fcos_core" / "build"),
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    for name in ("csrc/library.cpp", "csrc/nms/nms.h", "csrc/nms/nms.cpp", "configs/fcos/a.yaml"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    return root
+
+
+def run_setup(clone, *arguments):
+    environment = dict(os.environ, PYTHONDONTWRITEBYTECODE="1")
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "setup.py"] + list(arguments)
+    result = subprocess.run(
+        command, cwd=str(clone), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+    )
+    output = result.stdout.decode(errors="replace")
+    assert result.returncode == 0, output
+    return output
+
+
+def listing(root):
+    return sorted(
+        os.path.relpath(os.path.join(folder, name), str(root))
+        for folder, _, names in os.walk(str(root))
+        for name in names
+    )
+
+
+def test_sources_and_configs_travel_with_a_wheel(clone, tmp_path):
+    target = tmp_path / "lib"
+    gone = target / "fcos_core" / "csrc" / "gone.cpp"
+    gone.parent.mkdir(parents=True)
+    gone.write_text("left by a build before\n")
+    run_setup(clone, "build_py", "--build-lib", str(target))
+    found = [name.replace(os.sep, "/") for name in listing(target / "fcos_core")]
+    assert "build/worker.py" in found
+    assert [name for name in found if name.startswith(("csrc", "configs"))] == [
+        "configs/fcos/a.yaml",
+        "csrc/library.cpp",
+        "csrc/nms/nms.cpp",
+        "csrc/nms/nms.h",
+    ]
+
+
+def test_an_sdist_holds_all_that_building_needs(clone, tmp_path):
+    run_setup(clone, "sdist", "--formats=gztar", "--dist-dir", str(tmp_path / "dist"))
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(str(archive)) as stream:
+        names = {name.split("/", 1)[1] for name in stream.getnames() if "/" in name}
+    for needed in (
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "fcos_core/build/backend.py",
+        "csrc/library.cpp",
+        "csrc/nms/nms.h",
+        "configs/fcos/a.yaml",
+    ):
+        assert needed in names
+
+
+def test_clean_leaves_the_tree_as_cloned(clone):
+    before = listing(clone)
+    for name in (
+        "build/temp/a.o",
+        "dist/a.whl",
+        "fcos_core.egg-info/PKG-INFO",
+        "fcos_core/_ext.cpython-311-x86_64-linux-gnu.so",
+        "fcos_core/_ext.cpython-311-x86_64-linux-gnu.so.json",
+        "fcos_core/_ext.pyd",
+        ".pytest_cache/README.md",
+        "fcos_core/build/__pycache__/a.pyc",
+    ):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text("")
+    output = run_setup(clone, "clean")
+    assert listing(clone) == before
+    assert "removing build" in output and "_ext.pyd" in output
+
+
+def test_without_torch_the_installation_goes_on_and_says_when_ops_are_built(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "expose_torch", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
+    assert "ext_modules" not in commands.setup_arguments(ROOT)
+    assert "they will be at first use" in capsys.readouterr().err
+
+
+def test_without_torch_asking_for_the_extension_alone_is_an_error(monkeypatch):
+    monkeypatch.setattr(commands, "expose_torch", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "build_ext", "--inplace"])
+    with pytest.raises(SystemExit, match="build_ext needs torch"):
+        commands.setup_arguments(ROOT)
+
+
+def test_with_torch_the_extension_is_declared_with_relative_sources(monkeypatch):
+    monkeypatch.setattr(commands, "expose_torch", lambda: "somewhere")
+    (extension,) = commands.setup_arguments(ROOT)["ext_modules"]
+    assert extension.name == "fcos_core._ext"
+    assert "csrc/library.cpp" in extension.sources
+
+
+def test_backend_never_asks_for_a_torch_of_its_own():
+    for name in ("wheel", "sdist", "editable"):
+        hook = getattr(backend, "get_requires_for_build_" + name, None)
+        assert hook is None or hook() == []
+
+
+def test_metadata_for_an_old_setuptools_is_that_of_pyproject():
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        tomllib = pytest.importorskip("tomli")
+    with open(os.path.join(ROOT, "pyproject.toml"), "rb") as stream:
+        project = tomllib.load(stream)["project"]
+    read = metadata.read(ROOT)
+    assert read["install_requires"] == project["dependencies"]
+    assert read["extras_require"] == project["optional-dependencies"]
+    assert read["classifiers"] == project["classifiers"]
+    assert read["python_requires"] == project["requires-python"]
+    assert (read["name"], read["description"]) == (project["name"], project["description"])
+    import fcos_core
+
+    assert read["version"] == fcos_core.__version__
+
+
+def test_which_setuptools_reads_pyproject():
+    assert [metadata.setuptools_reads_pyproject(v) for v in ("47.1.0", "60.10.0", "61.0", "84.2.1")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
