@@ -101,10 +101,10 @@ class BoxTable(object):
         report.total += len(boxes)
         keep = np.ones(len(boxes), bool)
         # Reasons in the order of their first box, so that the report names the first file of all.
-        for reason, rows in sorted(drop.items(), key=lambda item: item[1].argmax()):
-            if rows.any():
-                report.drop(reason, int(rows.sum()), names[owner[rows.argmax()]])
-                keep &= ~rows
+        found = sorted((int(rows.argmax()), reason) for reason, rows in drop.items() if rows.any())
+        for first, reason in found:
+            report.drop(reason, int(drop[reason].sum()), names[owner[first]])
+            keep &= ~drop[reason]
         if cut.any():
             report.clip(int(cut.sum()), names[owner[cut.argmax()]])
         self._boxes = clipped[keep]
