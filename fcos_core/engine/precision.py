@@ -1,5 +1,7 @@
 """Mixed precision as one object, so that the training loop reads the same with and without it."""
 
+import warnings
+
 import torch
 
 from fcos_core.engine.forward import autocast
@@ -40,6 +42,8 @@ class Precision(object):
         )
 
     def _make_scaler(self):
+        # The first steps are skipped until the scale fits, and then torch wrongly complains about the order of calls.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         if hasattr(getattr(torch, "amp", None), "GradScaler"):
             return torch.amp.GradScaler(self.device.type)
         return torch.cuda.amp.GradScaler()

@@ -60,11 +60,11 @@ def test_schedule_continues_from_its_state():
     assert first + rates(scheduler, optimizer, 7) == whole
 
 
-@pytest.mark.parametrize("arguments, word", [(dict(milestones=[5, 3]), "rising"), (dict(warmup_method="log"), "log")])
+@pytest.mark.parametrize("arguments, word", [({"milestones": [5, 3]}, "rising"), ({"warmup_method": "log"}, "log")])
 def test_schedule_refuses_nonsense(arguments, word):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
     with pytest.raises(ValueError, match=word):
-        WarmupMultiStepLR(optimizer, **dict(dict(milestones=[3, 5]), **arguments))
+        WarmupMultiStepLR(optimizer, **dict({"milestones": [3, 5]}, **arguments))
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN["param_groups"]))
@@ -112,9 +112,8 @@ def test_stepping_groups_together_changes_no_bit(name, plain):
     cfg = make_cfg(OPTIMIZER=name, BASE_LR=0.01, WEIGHT_DECAY=0.1)
     merged = make_optimizer(cfg, model)
     parameters = list(twin.parameters())
-    groups = [
-        {"params": [p], "lr": g["lr"], "weight_decay": g["weight_decay"]} for p, g in zip(parameters, merged.param_groups)
-    ]
+    settings = [{name: group[name] for name in ("lr", "weight_decay")} for group in merged.param_groups]
+    groups = [dict(setting, params=[parameter]) for setting, parameter in zip(settings, parameters)]
     separate = plain(groups, 0.01, **({"momentum": cfg.SOLVER.MOMENTUM} if name == "SGD" else {}))
     schedules = [make_lr_scheduler(cfg, merged), make_lr_scheduler(cfg, separate)]
     for _ in range(4):

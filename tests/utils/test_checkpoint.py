@@ -194,7 +194,7 @@ def test_cut_files_are_called_corrupt(tmp_path, zip_format, kept):
 def test_old_style_checkpoint_with_prefix_loads(tmp_path):
     model = torch.nn.Linear(2, 2)
     state = {"module." + name: value for name, value in model.state_dict().items()}
-    old = {"model": state, "optimizer": {"state": {}, "param_groups": []}, "scheduler": {"last_epoch": 3}, "iteration": 7}
+    old = {"model": state, "optimizer": {"state": {}, "param_groups": []}, "scheduler": {}, "iteration": 7}
     torch.save(old, str(tmp_path / "old.pth"), _use_new_zipfile_serialization=False)
     run = make_run(tmp_path / "new")
     assert run.load(str(tmp_path / "old.pth")) == {}
@@ -230,7 +230,8 @@ def test_catalog_names_and_missing_files(tmp_path):
 
 
 def draw():
-    return [random.random(), float(np.random.rand()), float(np.random.randn()), float(torch.rand(1))]
+    numbers = np.random.rand(), np.random.randn()  # noqa: NPY002
+    return [random.random(), float(numbers[0]), float(numbers[1]), float(torch.rand(1))]
 
 
 def test_random_states_survive_a_safe_file(tmp_path):

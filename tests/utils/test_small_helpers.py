@@ -74,7 +74,7 @@ def test_timer_adds_up():
 
 def test_logger_writes_to_file_and_terminal_once(tmp_path, capsys):
     for _ in range(2):  # a second call must not double the lines
-        logger = setup_logger("fcos_core_test", str(tmp_path / "run"), 0)
+        setup_logger("fcos_core_test", str(tmp_path / "run"), 0)
     logging.getLogger("fcos_core_test.part").info("a line")
     assert capsys.readouterr().out.count("a line") == 1
     assert (tmp_path / "run" / "log.txt").read_text().count("a line") == 1
@@ -104,7 +104,7 @@ def test_metric_logger_attributes_and_text():
     assert meters.loss.global_avg == 2.0
     assert str(meters) == "loss: 1.0000 (2.0000)  lr: 2.0000 (2.0000)"
     with pytest.raises(AttributeError, match="accuracy"):
-        meters.accuracy
+        _ = meters.accuracy
     with pytest.raises(AssertionError, match="loss"):
         meters.update(loss="high")
 
