@@ -3,6 +3,7 @@
 The only module that draws on images; it needs OpenCV (``pip install opencv-python-headless``) and nothing from torch,
 so it takes NumPy arrays, tensors on the CPU and lists alike.
 """
+
 import colorsys
 import unicodedata
 
@@ -21,8 +22,10 @@ def _opencv():
         import cv2
     except ImportError as error:
         raise ImportError(
-            "draw_detections: expected OpenCV to be installed, got '{}'; pip install opencv-python-headless".format(error)
-        )
+            "draw_detections: expected OpenCV to be installed, got '{}'; pip install opencv-python-headless".format(
+                error
+            )
+        ) from error
     return cv2
 
 
@@ -135,15 +138,12 @@ class _Place(object):
 
     def overlaps(self, other):
         return (
-            self.left < other.right
-            and other.left < self.right
-            and self.top < other.bottom
-            and other.top < self.bottom
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
         )
 
 
 def _place(cv2, text, box, width, height, thickness, taken):
-    """The first place near the box that lies inside the picture and is free; the first inside the picture if none is."""
+    """The first place near the box that is inside the picture and free; the first inside the picture if none is."""
     scale, weight = max(0.35, 0.25 + 0.15 * thickness), max(1, thickness // 2)
     (text_width, text_height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, weight)
     if text_width + 2 > width:  # a long name in a narrow picture: smaller letters
@@ -177,6 +177,4 @@ def _write(cv2, canvas, place, text, colour):
     blue, green, red = colour
     # Rec. 601 luma: black letters on light colours, white ones on dark colours.
     letters = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 130 else (255, 255, 255)
-    cv2.putText(
-        canvas, text, place.origin, cv2.FONT_HERSHEY_SIMPLEX, place.scale, letters, place.weight, cv2.LINE_AA
-    )
+    cv2.putText(canvas, text, place.origin, cv2.FONT_HERSHEY_SIMPLEX, place.scale, letters, place.weight, cv2.LINE_AA)

@@ -1,4 +1,5 @@
 """Drawing: what must be visible, what must not be touched, and what leaves the picture."""
+
 import numpy as np
 import pytest
 import torch
@@ -33,17 +34,23 @@ def test_nothing_to_draw_gives_the_same_picture():
 def test_takes_tensors_lists_and_missing_scores():
     boxes = [[50, 60, 200, 180], [10, 20, 30, 40]]
     by_list = draw_detections(grey(), boxes, [1, 2], [0.5, 0.25], ["a", "b"])
-    by_tensor = draw_detections(grey(), torch.tensor(boxes), torch.tensor([1, 2]), torch.tensor([0.5, 0.25]), ["a", "b"])
+    by_tensor = draw_detections(
+        grey(), torch.tensor(boxes), torch.tensor([1, 2]), torch.tensor([0.5, 0.25]), ["a", "b"]
+    )
     assert np.array_equal(by_list, by_tensor)
     assert not np.array_equal(by_list, draw_detections(grey(), boxes, [1, 2], None, ["a", "b"]))
 
 
-@pytest.mark.parametrize("box", [[0, 0, 319, 239], [300, 0, 319, 10], [0, 230, 10, 239], [290, 225, 319, 239], [-50, -50, 900, 900]])
+@pytest.mark.parametrize(
+    "box", [[0, 0, 319, 239], [300, 0, 319, 10], [0, 230, 10, 239], [290, 225, 319, 239], [-50, -50, 900, 900]]
+)
 @pytest.mark.parametrize("name", ["cat", "an exceedingly long class name that no picture of this width can hold"])
 def test_labels_stay_inside_the_picture(box, name, monkeypatch):
     places = []
     write = visualize._write
-    monkeypatch.setattr(visualize, "_write", lambda cv2, canvas, place, *rest: (places.append(place), write(cv2, canvas, place, *rest)))
+    monkeypatch.setattr(
+        visualize, "_write", lambda cv2, canvas, place, *rest: (places.append(place), write(cv2, canvas, place, *rest))
+    )
     draw_detections(grey(), [box], [1], [0.99], [name])
     (place,) = places
     assert 0 <= place.left and place.right <= 320 and 0 <= place.top and place.bottom <= 240

@@ -8,7 +8,6 @@ and height in pixels, boxes (x1 y1 x2 y2), scores, labels and class names. Runs 
 """
 
 import argparse
-import os
 import sys
 
 
@@ -16,17 +15,27 @@ def parse_arguments(arguments=None):
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--input", "--images-dir", nargs="+", required=True, metavar="PATH",
+        "--input",
+        "--images-dir",
+        nargs="+",
+        required=True,
+        metavar="PATH",
         help="pictures, videos, folders of them, or patterns such as 'shots/*.png'",
     )
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint: path, URL or catalog:// name")
     parser.add_argument("--output", default="demo_output", metavar="DIR", help="folder of the results (%(default)s)")
     parser.add_argument("--config-file", default="", metavar="FILE", help="yaml file; default: that of the checkpoint")
     parser.add_argument(
-        "--min-score", "--confidence", type=float, default=0.3, metavar="S",
+        "--min-score",
+        "--confidence",
+        type=float,
+        default=0.3,
+        metavar="S",
         help="lowest score that is drawn and written (%(default)s)",
     )
-    parser.add_argument("--min-image-size", type=int, default=0, metavar="PIXELS", help="short side that the network sees")
+    parser.add_argument(
+        "--min-image-size", type=int, default=0, metavar="PIXELS", help="short side that the network sees"
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 or auto; default: the config's, else the CPU")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override the config")
     return parser.parse_args(arguments)

@@ -2,11 +2,12 @@
 
 A training of this package:  python tools/test_net.py OUTPUT_DIR runs/one
 A file of weights:           python tools/test_net.py MODEL.WEIGHT model_final.pth DATASETS.TEST "('shapes_val',)"
-Weights without a config:    python tools/test_net.py --config-file configs/fcos/fcos_R_50_FPN_1x.yaml MODEL.WEIGHT FCOS_R_50_FPN_1x.pth
+Weights without a config:    python tools/test_net.py --config-file configs/fcos/fcos_R_50_FPN_1x.yaml \\
+                                 MODEL.WEIGHT FCOS_R_50_FPN_1x.pth
 Several processes:           torchrun --nproc_per_node 8 tools/test_net.py ...
 
-The weights are MODEL.WEIGHT of the command line, else the last checkpoint of OUTPUT_DIR, else MODEL.WEIGHT of the config
-file. Without --config-file the config comes from the checkpoint. TEST.BBOX_AUG switches multi-scale testing on.
+The weights are MODEL.WEIGHT of the command line, else the last checkpoint of OUTPUT_DIR, else MODEL.WEIGHT of the
+config file. Without --config-file the config comes from the checkpoint. TEST.BBOX_AUG switches multi-scale testing on.
 """
 
 import argparse

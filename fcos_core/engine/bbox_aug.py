@@ -2,11 +2,12 @@
 
 The passes are the plain one, its mirror image (H_FLIP), every further size (SCALES), and their mirror images
 (SCALE_H_FLIP). All boxes are brought into the frame of the first pass; per-class NMS over all of them and a cut at the
-best DETECTIONS_PER_IMG follow. The model must have been built with TEST.BBOX_AUG.ENABLED, so that it leaves these last two
-steps to this module.
+best DETECTIONS_PER_IMG follow. The model must have been built with TEST.BBOX_AUG.ENABLED, so that it leaves these last
+two steps to this module.
 
 `make_bbox_aug(cfg)` turns the config into plain settings, `aug_passes` lists the passes, `merge_passes` merges.
 """
+
 import collections
 
 from fcos_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, ToTensor
@@ -51,6 +52,7 @@ BBoxAugSettings = collections.namedtuple(
 )
 
 AugPass = collections.namedtuple("AugPass", ["min_size", "max_size", "flip"])
+
 
 def make_bbox_aug(cfg):
     """Settings of multi-scale testing from the config.
@@ -119,7 +121,7 @@ def im_detect_bbox_aug(model, images, device, settings=None):
 
 
 def run_pass(model, images, device, settings, aug_pass):
-    """One pass over a batch: list[BoxList], each in the frame of the resized image, mirrored back if it was mirrored."""
+    """One pass over a batch: list[BoxList] in the frames of the resized images, mirrored back if they were mirrored."""
     transforms = [Resize(aug_pass.min_size, aug_pass.max_size)]
     if aug_pass.flip:
         transforms.append(RandomHorizontalFlip(1.0))

@@ -1,4 +1,5 @@
 """What tools/demo.py does with a predictor: find the files, detect, draw, write."""
+
 import collections
 import glob
 import json
@@ -55,8 +56,7 @@ def run_demo(predictor, inputs, output_dir, min_score=0.3):
         logger.info("[%d/%d] %s: %d boxes", number, len(files), path, sum(len(record["boxes"]) for record in found))
     boxes = sum(len(record["boxes"]) for record in records)
     if processed:
-        with open(os.path.join(output_dir, "detections.json"), "w", encoding="utf-8") as f:
-            json.dump(records, f, indent=1)
+        _write_records(os.path.join(output_dir, "detections.json"), records)
         logger.info("%d boxes in %d of %d files; results are in %s", boxes, processed, len(files), output_dir)
     if not files:
         logger.error("No picture or video found in: %s", ", ".join(inputs))
@@ -65,19 +65,27 @@ def run_demo(predictor, inputs, output_dir, min_score=0.3):
     return DemoSummary(processed, failed, boxes)
 
 
+def _write_records(path, records):
+    """A json list with one picture or frame per line, for people who look into it."""
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("[\n{}\n]\n".format(",\n".join(json.dumps(record) for record in records)))
+
+
 def find_inputs(inputs):
     """Files that the words of a command line mean, in their order, folders and patterns sorted by name, none twice.
 
     Args:
-        inputs (sequence[str]): files; folders, of which pictures and videos are taken; patterns with ``*``, ``?``, ``[]``,
-            where ``**`` goes through folders. A name that exists is not taken as a pattern. A file that does not exist
+        inputs (sequence[str]): files; folders, of which pictures and videos are taken; patterns with ``*``, ``?``,
+            ``[]``, where ``**`` goes through folders. A name that exists is not taken as a pattern. A file that does not exist
             is kept, so that it is reported.
     """
     found = []
     for word in inputs:
         if os.path.isdir(word):
             names = sorted(os.listdir(word))
-            found += [os.path.join(word, name) for name in names if name.lower().endswith(PICTURE_ENDINGS + VIDEO_ENDINGS)]
+            found += [
+                os.path.join(word, name) for name in names if name.lower().endswith(PICTURE_ENDINGS + VIDEO_ENDINGS)
+            ]
         elif not os.path.exists(word) and glob.has_magic(word):
             found += sorted(path for path in glob.glob(word, recursive=True) if os.path.isfile(path))
         else:
@@ -97,7 +105,7 @@ def read_picture(path):
         with Image.open(path) as image:
             rgb = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError("not a readable picture ({})".format(error))
+        raise UnreadableError("not a readable picture ({})".format(error)) from error
     return np.ascontiguousarray(np.asarray(rgb)[:, :, ::-1])
 
 
@@ -154,7 +162,9 @@ def _open_video(cv2, target, rate, frame):
     # Some containers state no rate; 25 is a guess that plays.
     writer = cv2.VideoWriter(target, cv2.VideoWriter_fourcc(*"mp4v"), rate if rate > 0 else 25.0, (width, height))
     if not writer.isOpened():
-        raise RuntimeError("run_demo: expected OpenCV to be able to write {}, but it cannot; use another --output".format(target))
+        raise RuntimeError(
+            "run_demo: expected OpenCV to be able to write {}, but it cannot; use another --output".format(target)
+        )
     return writer
 
 

@@ -1,4 +1,5 @@
-"""Running a model for its detections: mode, precision, memory format. Shared by testing, demo and multi-scale testing."""
+"""Running a model for its detections: mode, precision, memory format. Shared by test, demo and multi-scale testing."""
+
 import contextlib
 
 import torch
@@ -54,7 +55,7 @@ def autocast(device, amp=""):
     if device.type == "cuda" and amp == "float16":
         return torch.cuda.amp.autocast()
     raise RuntimeError(
-        "autocast: expected a torch that has {} on {}, got {}; leave SOLVER.AMP empty or take torch 1.10 or newer".format(
+        "autocast: expected a torch that has {} on {}, got {}; leave SOLVER.AMP empty or take torch 1.10 on".format(
             amp, device.type, torch.__version__
         )
     )

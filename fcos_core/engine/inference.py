@@ -1,7 +1,8 @@
 """Testing: run the model over a data set on all processes, collect the detections, score them.
 
-    loader of a test set -> compute_on_dataset -> gather over the processes -> predictions.pth -> evaluate
+loader of a test set -> compute_on_dataset -> gather over the processes -> predictions.pth -> evaluate
 """
+
 import logging
 import os
 import sys
@@ -48,8 +49,8 @@ def inference(
         dataset_name (str): for the log.
         iou_types, box_only, expected_results, expected_results_sigma_tol: see `do_coco_evaluation`.
         device (torch.device | str)
-        output_folder (str): receives ``predictions.pth`` (format: engine/predictions.py) and the files of the evaluation;
-            None writes nothing.
+        output_folder (str): receives ``predictions.pth`` (format: engine/predictions.py) and the files of the
+            evaluation; None writes nothing.
         bbox_aug (BBoxAugSettings): multi-scale testing; None for a single pass.
         amp (str): "", "float16" or "bfloat16".
         channels_last (bool): images in channels-last order.
@@ -72,11 +73,16 @@ def inference(
     seconds = time.time() - start
     logger.info(
         "Total run time: %s (%.4f s / img per device, %.2f img / s, on %d devices)",
-        get_time_str(seconds), seconds * devices / max(len(dataset), 1), len(dataset) / max(seconds, 1e-9), devices,
+        get_time_str(seconds),
+        seconds * devices / max(len(dataset), 1),
+        len(dataset) / max(seconds, 1e-9),
+        devices,
     )
     logger.info(
         "Model inference time: %s (%.4f s / img per device, on %d devices)",
-        get_time_str(timer.total_time), timer.total_time / max(len(own), 1), devices,
+        get_time_str(timer.total_time),
+        timer.total_time / max(len(own), 1),
+        devices,
     )
     predictions = _accumulate_predictions_from_multiple_gpus(own)
     if not is_main_process():
@@ -161,7 +167,9 @@ def _one_per_image(predictions, dataset, logger):
     if missing:
         logger.warning(
             "%d of %d images have no prediction (first index: %d) and count as images without detections.",
-            len(missing), len(dataset), missing[0],
+            len(missing),
+            len(dataset),
+            missing[0],
         )
     complete = []
     for index in range(len(dataset)):

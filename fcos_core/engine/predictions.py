@@ -11,6 +11,7 @@ Format of the file (`torch.load(path, weights_only=True)` reads it):
 sorted by index. The frame is the network input, not the original image: multiply by the ratio of the sizes, or use
 `BoxList.resize`.
 """
+
 import torch
 
 from fcos_core.structures.bounding_box import BoxList

@@ -3,6 +3,7 @@
 Weights come from the command line, else from the last checkpoint of OUTPUT_DIR, else from the config. The config comes
 from a yaml file, else from the checkpoint, which carries the one it was trained with. Options always win.
 """
+
 import collections
 import logging
 
@@ -83,14 +84,14 @@ def _config_of(checkpoint, weights, opts):
     text = checkpoint.get("config")
     if not text:
         raise ValueError(
-            "restore_run: expected a checkpoint that carries its config, got {}, which does not; pass --config-file with "
-            "the yaml file it was trained with".format(weights)
+            "restore_run: expected a checkpoint that carries its config, got {}, which does not; pass --config-file "
+            "with the yaml file it was trained with".format(weights)
         )
     cfg = default_cfg.clone()
     cfg.defrost()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
     cfg.merge_from_list(list(opts))
-    # The checkpoint's config is complete, so nothing in it is known to have been left at its default, but the options are.
+    # The checkpoint's config holds every key, so only the options are known to have been asked for.
     return cfg, set(list(opts)[0::2])
 
 

@@ -1,7 +1,8 @@
 """From weights to metrics: everything that tools/test_net.py does.
 
-    weights and config -> device and processes -> model -> data -> run_test
+weights and config -> device and processes -> model -> data -> run_test
 """
+
 import logging
 
 from fcos_core.data import make_data_loader, resolve_num_classes
@@ -61,6 +62,9 @@ def _compare_classes(name, of_data, of_weights, logger):
     """Equal numbers of classes in another order would give low metrics without any other sign."""
     if of_data and of_weights and list(of_data) != list(of_weights):
         logger.warning(
-            "The classes of %s are %s, those of the weights %s: labels are compared by number, so this is right only if "
-            "the same things go by different names.", name, list(of_data), list(of_weights),
+            "The classes of %s are %s, those of the weights %s: labels are compared by number, so this is right only "
+            "if the same things go by different names.",
+            name,
+            list(of_data),
+            list(of_weights),
         )

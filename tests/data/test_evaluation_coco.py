@@ -1,4 +1,5 @@
 """COCO evaluation on hand-made cases whose metrics are known, and against pycocotools used directly."""
+
 import json
 import logging
 import random
@@ -24,11 +25,22 @@ CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 90, "na
 
 def write_dataset(folder, boxes_by_image, categories=CATEGORIES, size=(200, 100), with_annotations=True, **extra):
     """boxes_by_image: list over images of (category id, x, y, w, h). Deliberately without info, area, iscrowd, id 0."""
-    images = [{"id": 10 * (i + 1), "width": size[0], "height": size[1], "file_name": "%d.png" % i} for i in range(len(boxes_by_image))]
+    images = [
+        {"id": 10 * (i + 1), "width": size[0], "height": size[1], "file_name": "%d.png" % i}
+        for i in range(len(boxes_by_image))
+    ]
     annotations = []
     for image, boxes in zip(images, boxes_by_image):
         for category, x, y, w, h in boxes:
-            annotations.append({"id": len(annotations), "image_id": image["id"], "category_id": category, "bbox": [x, y, w, h], **extra})
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": [x, y, w, h],
+                    **extra,
+                }
+            )
     content = {"images": images, "categories": categories}
     if with_annotations:
         content["annotations"] = annotations
@@ -52,7 +64,7 @@ PERFECT = [[(1, 10, 10, 40, 30, 0.9), (2, 80, 20, 60, 50, 0.8)], [(2, 0, 0, 100,
 
 
 def run(dataset, predictions, folder=None, **options):
-    arguments = dict(box_only=False, iou_types=("bbox",), expected_results=(), expected_results_sigma_tol=4)
+    arguments = {"box_only": False, "iou_types": ("bbox",), "expected_results": (), "expected_results_sigma_tol": 4}
     arguments.update(options)
     return do_coco_evaluation(dataset, predictions, output_folder=folder and str(folder), **arguments)
 
@@ -62,7 +74,9 @@ def test_perfect_detections_in_any_frame_score_one(tmp_path, scale):
     dataset = write_dataset(tmp_path, TRUTH)
     results, _ = run(dataset, [boxlist(rows, scale=scale) for rows in PERFECT])
     bbox = results.results["bbox"]
-    assert bbox["AP"] == pytest.approx(1.0) and bbox["AP50"] == pytest.approx(1.0) and bbox["AP75"] == pytest.approx(1.0)
+    assert (
+        bbox["AP"] == pytest.approx(1.0) and bbox["AP50"] == pytest.approx(1.0) and bbox["AP75"] == pytest.approx(1.0)
+    )
 
 
 def test_half_missed(tmp_path):
@@ -106,12 +120,24 @@ def test_equals_pycocotools_used_directly(tmp_path, capsys):
     rng = random.Random(0)
     truth, predictions = [], []
     for _ in range(20):
-        boxes = [(rng.choice([3, 7, 90]), rng.uniform(0, 120), rng.uniform(0, 50), rng.uniform(4, 70), rng.uniform(4, 45)) for _ in range(6)]
+        boxes = [
+            (rng.choice([3, 7, 90]), rng.uniform(0, 120), rng.uniform(0, 50), rng.uniform(4, 70), rng.uniform(4, 45))
+            for _ in range(6)
+        ]
         truth.append(boxes)
         rows = []
         for category, x, y, w, h in boxes:
             label = {3: 1, 7: 2, 90: 3}[category] if rng.random() < 0.8 else rng.randint(1, 3)
-            rows.append((label, x + rng.gauss(0, 2), y + rng.gauss(0, 2), w + rng.gauss(0, 2), h + rng.gauss(0, 2), rng.random()))
+            rows.append(
+                (
+                    label,
+                    x + rng.gauss(0, 2),
+                    y + rng.gauss(0, 2),
+                    w + rng.gauss(0, 2),
+                    h + rng.gauss(0, 2),
+                    rng.random(),
+                )
+            )
         predictions.append(boxlist(rows))
     dataset = write_dataset(tmp_path, truth)
     results, detections = run(dataset, predictions)
@@ -169,7 +195,9 @@ def test_summary_goes_to_the_logger_and_not_to_stdout(tmp_path, caplog, capsys):
 def test_per_class_table(tmp_path, caplog):
     dataset = write_dataset(tmp_path, TRUTH)
     missed = [boxlist(PERFECT[0]), boxlist([]), boxlist([])]
-    evaluated = coco_eval.evaluate_predictions_on_coco(dataset.coco, coco_eval.prepare_for_coco_detection(missed, dataset), None)
+    evaluated = coco_eval.evaluate_predictions_on_coco(
+        dataset.coco, coco_eval.prepare_for_coco_detection(missed, dataset), None
+    )
     rows = per_class_table(evaluated)
     assert [row[:3] for row in rows] == [("cat", 1, 1), ("dog", 2, 2), ("emu", 0, 0)]
     assert rows[0][3:] == pytest.approx((1.0, 1.0)) and rows[1][3:] == pytest.approx((51 / 101.0, 51 / 101.0))
@@ -255,7 +283,10 @@ def test_scoring_does_not_change_the_ground_truth(tmp_path):
     groundtruth = {
         "images": [{"id": 1}],
         "categories": CATEGORIES,
-        "annotations": [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9]}, {"image_id": 1, "category_id": 55, "bbox": [0, 0, 9, 9]}],
+        "annotations": [
+            {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9]},
+            {"image_id": 1, "category_id": 55, "bbox": [0, 0, 9, 9]},
+        ],
     }
     before = json.dumps(groundtruth)
     evaluated = score_boxes(groundtruth, [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 0.5}])

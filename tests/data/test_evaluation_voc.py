@@ -1,4 +1,5 @@
 """VOC evaluation against numbers computed by hand."""
+
 import logging
 
 import numpy as np
@@ -55,7 +56,9 @@ def test_average_precision_by_hand():
     # Class 1: four objects. By falling score: right, wrong, right, right.
     # precision 1, 1/2, 2/3, 3/4; recall 1/4, 1/4, 1/2, 3/4.
     truths = [truth([(1, 0, 0, 9, 9, 0), (1, 20, 0, 29, 9, 0), (1, 40, 0, 49, 9, 0), (1, 60, 0, 69, 9, 0)])]
-    detections = [found([(1, 0, 0, 9, 9, 0.9), (1, 80, 80, 89, 89, 0.8), (1, 20, 0, 29, 9, 0.7), (1, 40, 0, 49, 9, 0.6)])]
+    detections = [
+        found([(1, 0, 0, 9, 9, 0.9), (1, 80, 80, 89, 89, 0.8), (1, 20, 0, 29, 9, 0.7), (1, 40, 0, 49, 9, 0.6)])
+    ]
     prec, rec = calc_detection_voc_prec_rec(truths, detections)
     assert prec[1].tolist() == pytest.approx([1, 1 / 2.0, 2 / 3.0, 3 / 4.0])
     assert rec[1].tolist() == pytest.approx([1 / 4.0, 1 / 4.0, 1 / 2.0, 3 / 4.0])
@@ -76,7 +79,10 @@ def test_eleven_points_meet_recalls_that_are_tenths():
 
 def test_scores_are_ordered_over_images():
     truths = [truth([(1, 0, 0, 9, 9, 0)]), truth([(1, 0, 0, 9, 9, 0)])]
-    detections = [found([(1, 50, 50, 59, 59, 0.2), (1, 0, 0, 9, 9, 0.4)]), found([(1, 50, 50, 59, 59, 0.3), (1, 0, 0, 9, 9, 0.9)])]
+    detections = [
+        found([(1, 50, 50, 59, 59, 0.2), (1, 0, 0, 9, 9, 0.4)]),
+        found([(1, 50, 50, 59, 59, 0.3), (1, 0, 0, 9, 9, 0.9)]),
+    ]
     prec, _ = calc_detection_voc_prec_rec(truths, detections)
     assert prec[1].tolist() == pytest.approx([1, 1, 2 / 3.0, 2 / 4.0])
 
@@ -143,7 +149,9 @@ def test_difficult_objects_are_ignored_by_the_coco_metrics_too():
 
 
 def test_without_a_scorer_the_voc_metrics_remain(monkeypatch):
-    result = do_voc_evaluation(TwoPictures(), TwoPictures.truths_as_found, None, logging.getLogger("test.voc"), scorer=None)
+    result = do_voc_evaluation(
+        TwoPictures(), TwoPictures.truths_as_found, None, logging.getLogger("test.voc"), scorer=None
+    )
     assert result["map"] == pytest.approx(1.0) and result["coco"] is None
 
 

@@ -1,4 +1,5 @@
 """Testing over a data set: what is collected, what is written, and in which state the model comes back."""
+
 import json
 import logging
 import subprocess
@@ -21,7 +22,12 @@ from fcos_core.engine.predictions import load_predictions, save_predictions
 from fcos_core.structures.bounding_box import BoxList
 
 # One bright rectangle per image: (x, y, w, h) in a picture of (width, height).
-PICTURES = [((160, 120), (20, 30, 60, 40)), ((120, 160), (40, 50, 32, 80)), ((200, 100), (10, 10, 100, 50)), ((120, 120), None)]
+PICTURES = [
+    ((160, 120), (20, 30, 60, 40)),
+    ((120, 160), (40, 50, 32, 80)),
+    ((200, 100), (10, 10, 100, 50)),
+    ((120, 120), None),
+]
 
 
 def make_dataset(folder, min_size=240):
@@ -34,7 +40,11 @@ def make_dataset(folder, min_size=240):
             annotations.append({"id": k, "image_id": k + 5, "category_id": 2, "bbox": list(box)})
         Image.fromarray(pixels).save(str(folder / ("%d.png" % k)))
         images.append({"id": k + 5, "file_name": "%d.png" % k, "width": size[0], "height": size[1]})
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}]}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}],
+    }
     (folder / "instances.json").write_text(json.dumps(content))
     transforms = Compose([Resize(min_size, 1000), ToTensor(), Normalize([0.0] * 3, [1.0] * 3, to_bgr255=False)])
     return COCODataset(str(folder / "instances.json"), str(folder), False, transforms)
@@ -74,11 +84,20 @@ def test_finds_everything_and_writes_the_files(tmp_path, caplog):
     dataset = make_dataset(tmp_path)
     with caplog.at_level(logging.INFO):
         results, detections = engine.inference(
-            BrightBox(), make_loader(dataset), "bright", device="cpu", output_folder=str(tmp_path / "out"), progress=False
+            BrightBox(),
+            make_loader(dataset),
+            "bright",
+            device="cpu",
+            output_folder=str(tmp_path / "out"),
+            progress=False,
         )
     assert results.results["bbox"]["AP"] > 0.95  # resizing blurs the border by a pixel
     assert len(detections["bbox"]) == 3 and {row["image_id"] for row in detections["bbox"]} == {5, 6, 7}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bbox.json", "coco_results.pth", "predictions.pth"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "bbox.json",
+        "coco_results.pth",
+        "predictions.pth",
+    ]
     assert "img / s, on 1 devices" in caplog.text and "Model inference time" in caplog.text
 
 
@@ -193,7 +212,9 @@ def test_two_processes_collect_all_images_once(tmp_path):
     )
     store = str(tmp_path / "store")
     processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(rank), store], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(rank), store], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for rank in range(2)
     ]
     outputs = [process.communicate(timeout=120)[0].decode() for process in processes]

@@ -1,4 +1,5 @@
-"""Single pictures: the same pixels as the data pipeline, the frame of the picture, names, and where weights come from."""
+"""Single pictures: pixels as in the data pipeline, the frame of the picture, names, and where weights come from."""
+
 import logging
 
 import numpy as np
@@ -15,10 +16,30 @@ from fcos_core.modeling.detector import build_detection_model
 from fcos_core.structures.bounding_box import BoxList
 
 TINY = [
-    "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "64",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8",
-    "MODEL.RETINANET.USE_C5", "False", "MODEL.FCOS.NUM_CONVS", "1", "MODEL.FCOS.INFERENCE_TH", "0.001",
-    "INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "200", "DATALOADER.SIZE_DIVISIBILITY", "32",
+    "MODEL.DEVICE",
+    "cpu",
+    "MODEL.BACKBONE.CONV_BODY",
+    "R-50-FPN-RETINANET",
+    "MODEL.RESNETS.BACKBONE_OUT_CHANNELS",
+    "64",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "16",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "4",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "8",
+    "MODEL.RETINANET.USE_C5",
+    "False",
+    "MODEL.FCOS.NUM_CONVS",
+    "1",
+    "MODEL.FCOS.INFERENCE_TH",
+    "0.001",
+    "INPUT.MIN_SIZE_TEST",
+    "96",
+    "INPUT.MAX_SIZE_TEST",
+    "200",
+    "DATALOADER.SIZE_DIVISIBILITY",
+    "32",
 ]
 
 
@@ -65,7 +86,10 @@ def test_boxes_come_back_in_the_picture_best_first():
     model = Recorder()
     found = Predictor(tiny_cfg(), model, "cpu", ["cat", "dog"])(random_picture())
     assert found.size == (100, 150) and found.mode == "xyxy"
-    assert found.get_field("scores").tolist() == pytest.approx([0.8, 0.3]) and found.get_field("labels").tolist() == [2, 1]
+    assert found.get_field("scores").tolist() == pytest.approx([0.8, 0.3]) and found.get_field("labels").tolist() == [
+        2,
+        1,
+    ]
     assert found.bbox[1].tolist() == pytest.approx([0, 0, 25, 37.5], abs=0.3)
 
 
@@ -143,7 +167,9 @@ class TestRestoreRun(object):
         run = restore_run(str(yaml), ["MODEL.FCOS.NUM_CLASSES", "9"], str(path))
         assert run.cfg.MODEL.FCOS.NUM_CLASSES == 9
 
-    def test_last_checkpoint_of_the_output_folder_beats_the_weights_of_the_file_but_not_those_of_the_command(self, tmp_path):
+    def test_last_checkpoint_of_the_output_folder_beats_the_weights_of_the_file_but_not_those_of_the_command(
+        self, tmp_path
+    ):
         last, named = tmp_path / "model_0000010.pth", tmp_path / "named.pth"
         for path in (last, named):
             torch.save({"model": {}, "config": tiny_cfg().dump()}, str(path))

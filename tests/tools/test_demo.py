@@ -1,4 +1,5 @@
 """tools/demo.py, run as a user runs it, with a small real model."""
+
 import importlib.util
 import json
 import os
@@ -28,13 +29,36 @@ def load_tool(name):
 def weights(tmp_path_factory):
     """A checkpoint of an untrained model of two classes that carries its config."""
     cfg = default_cfg.clone()
-    cfg.merge_from_list([
-        "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET",
-        "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
-        "MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RETINANET.USE_C5", False,
-        "MODEL.FCOS.NUM_CONVS", 1, "MODEL.FCOS.NUM_CLASSES", 3, "MODEL.FCOS.INFERENCE_TH", 0.001,
-        "INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 200, "DATALOADER.SIZE_DIVISIBILITY", 32,
-    ])
+    cfg.merge_from_list(
+        [
+            "MODEL.DEVICE",
+            "cpu",
+            "MODEL.BACKBONE.CONV_BODY",
+            "R-50-FPN-RETINANET",
+            "MODEL.RESNETS.BACKBONE_OUT_CHANNELS",
+            64,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            16,
+            "MODEL.RESNETS.WIDTH_PER_GROUP",
+            4,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS",
+            8,
+            "MODEL.RETINANET.USE_C5",
+            False,
+            "MODEL.FCOS.NUM_CONVS",
+            1,
+            "MODEL.FCOS.NUM_CLASSES",
+            3,
+            "MODEL.FCOS.INFERENCE_TH",
+            0.001,
+            "INPUT.MIN_SIZE_TEST",
+            96,
+            "INPUT.MAX_SIZE_TEST",
+            200,
+            "DATALOADER.SIZE_DIVISIBILITY",
+            32,
+        ]
+    )
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model_final.pth"
     content = {"model": build_detection_model(cfg).state_dict(), "config": cfg.dump(), "categories": ["cat", "dog"]}

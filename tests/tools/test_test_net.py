@@ -1,4 +1,5 @@
 """tools/test_net.py, run as a user runs it, with a small real model on a small data set."""
+
 import importlib.util
 import json
 import os
@@ -43,15 +44,42 @@ def trained(tmp_path):
     with open(str(tmp_path / "bare.json"), "w") as f:
         json.dump({"images": images, "categories": categories}, f)
     cfg = default_cfg.clone()
-    cfg.merge_from_list([
-        "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET",
-        "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
-        "MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RETINANET.USE_C5", False,
-        "MODEL.FCOS.NUM_CONVS", 1, "MODEL.FCOS.NUM_CLASSES", 3, "MODEL.FCOS.INFERENCE_TH", 0.001,
-        "INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 200, "DATALOADER.SIZE_DIVISIBILITY", 32,
-        "DATALOADER.NUM_WORKERS", 0, "TEST.IMS_PER_BATCH", 2,
-        "DATASETS.TEST", ("{}:{}".format(tmp_path / "instances.json", tmp_path),),
-    ])
+    cfg.merge_from_list(
+        [
+            "MODEL.DEVICE",
+            "cpu",
+            "MODEL.BACKBONE.CONV_BODY",
+            "R-50-FPN-RETINANET",
+            "MODEL.RESNETS.BACKBONE_OUT_CHANNELS",
+            64,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            16,
+            "MODEL.RESNETS.WIDTH_PER_GROUP",
+            4,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS",
+            8,
+            "MODEL.RETINANET.USE_C5",
+            False,
+            "MODEL.FCOS.NUM_CONVS",
+            1,
+            "MODEL.FCOS.NUM_CLASSES",
+            3,
+            "MODEL.FCOS.INFERENCE_TH",
+            0.001,
+            "INPUT.MIN_SIZE_TEST",
+            96,
+            "INPUT.MAX_SIZE_TEST",
+            200,
+            "DATALOADER.SIZE_DIVISIBILITY",
+            32,
+            "DATALOADER.NUM_WORKERS",
+            0,
+            "TEST.IMS_PER_BATCH",
+            2,
+            "DATASETS.TEST",
+            ("{}:{}".format(tmp_path / "instances.json", tmp_path),),
+        ]
+    )
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(0)
@@ -128,7 +156,14 @@ def test_two_processes_give_the_same_detections_as_one(trained):
     processes = []
     for rank in range(2):
         one = dict(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-        command = [sys.executable, TOOL, "--local-rank" if rank else "--local_rank", str(rank), "OUTPUT_DIR", str(trained)]
+        command = [
+            sys.executable,
+            TOOL,
+            "--local-rank" if rank else "--local_rank",
+            str(rank),
+            "OUTPUT_DIR",
+            str(trained),
+        ]
         processes.append(subprocess.Popen(command, env=one, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     outputs = [process.communicate(timeout=300)[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
@@ -138,7 +173,9 @@ def test_two_processes_give_the_same_detections_as_one(trained):
     for index in alone:
         # Another batch, another padding: not bitwise the same
         best = alone[index].get_field("scores").sort(descending=True)[0][:20]
-        assert together[index].get_field("scores").sort(descending=True)[0][:20].tolist() == pytest.approx(best.tolist(), abs=1e-3)
+        assert together[index].get_field("scores").sort(descending=True)[0][:20].tolist() == pytest.approx(
+            best.tolist(), abs=1e-3
+        )
 
 
 def free_port():

@@ -1,4 +1,5 @@
 """Scoring of detections: COCO metrics and VOC metrics, chosen by the class of the data set."""
+
 from fcos_core.data import datasets
 
 from .coco import coco_evaluation

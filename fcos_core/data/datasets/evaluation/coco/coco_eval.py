@@ -1,4 +1,5 @@
 """COCO evaluation of box detections: json, AP and its table per class, checks against expected values."""
+
 import json
 import logging
 import os
@@ -54,7 +55,9 @@ def do_coco_evaluation(
     logger = logging.getLogger("fcos_core.inference")
     unknown = [iou_type for iou_type in iou_types if iou_type != "bbox"]
     if unknown:
-        raise ValueError("do_coco_evaluation: expected iou_types ('bbox',), got {}; this package detects boxes".format(unknown))
+        raise ValueError(
+            "do_coco_evaluation: expected iou_types ('bbox',), got {}; this package detects boxes".format(unknown)
+        )
     if box_only:
         results = _score_proposals(dataset, predictions, logger)
         _save_results(results, output_folder)
@@ -92,8 +95,8 @@ def prepare_for_coco_detection(predictions, dataset):
         dataset (COCODataset): gives the original sizes and ids.
 
     Returns:
-        list[dict]: ``image_id``, ``category_id``, ``bbox`` and ``score``; boxes are xywh with inclusive sizes in pixels of
-        the original image.
+        list[dict]: ``image_id``, ``category_id``, ``bbox`` and ``score``; boxes are xywh with inclusive sizes in pixels
+        of the original image.
     """
     detections = []
     for index, prediction in enumerate(predictions):

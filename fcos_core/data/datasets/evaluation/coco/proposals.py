@@ -1,4 +1,5 @@
 """Average recall of class-less proposals."""
+
 import torch
 
 from fcos_core.structures.bounding_box import BoxList
@@ -9,13 +10,13 @@ __all__ = ["evaluate_box_proposals"]
 # Areas of the objects in square pixels of the original image, both ends included.
 _AREAS = {
     "all": (0, float("inf")),
-    "small": (0, 32 ** 2),
-    "medium": (32 ** 2, 96 ** 2),
-    "large": (96 ** 2, float("inf")),
-    "96-128": (96 ** 2, 128 ** 2),
-    "128-256": (128 ** 2, 256 ** 2),
-    "256-512": (256 ** 2, 512 ** 2),
-    "512-inf": (512 ** 2, float("inf")),
+    "small": (0, 32**2),
+    "medium": (32**2, 96**2),
+    "large": (96**2, float("inf")),
+    "96-128": (96**2, 128**2),
+    "128-256": (128**2, 256**2),
+    "256-512": (256**2, 512**2),
+    "512-inf": (512**2, float("inf")),
 }
 
 
@@ -32,8 +33,8 @@ def evaluate_box_proposals(predictions, dataset, thresholds=None, area="all", li
         limit (int): only that many best proposals per image; None takes all.
 
     Returns:
-        dict: ``ar`` (scalar, mean of ``recalls``), ``recalls`` [T], ``thresholds`` [T], ``gt_overlaps`` [objects] sorted,
-        ``num_pos`` (objects). Without objects the recalls are NaN.
+        dict: ``ar`` (scalar, mean of ``recalls``), ``recalls`` [T], ``thresholds`` [T], ``gt_overlaps`` [objects]
+        sorted, ``num_pos`` (objects). Without objects the recalls are NaN.
 
     Raises:
         ValueError: an unknown area.

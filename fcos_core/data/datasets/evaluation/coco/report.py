@@ -1,4 +1,5 @@
 """What a person reads after an evaluation: a table per class, and score thresholds per class."""
+
 import logging
 
 import numpy as np

@@ -1,4 +1,5 @@
 """The result of a COCO evaluation, and its comparison with expected values."""
+
 import logging
 from collections import OrderedDict
 
@@ -88,7 +89,7 @@ def check_expected_results(results, expected_results, sigma_tol):
         actual = results.results[task][metric]
         low, high = mean - sigma_tol * std, mean + sigma_tol * std
         within = low < actual < high or actual == mean  # the second for a deviation of zero
-        message = "{} > {} sanity check (actual vs. expected): {:.3f} vs. mean={:.4f}, std={:.4f}, range=({:.4f}, {:.4f})".format(
+        message = "{} > {} (actual vs. expected): {:.3f} vs. mean={:.4f}, std={:.4f}, range=({:.4f}, {:.4f})".format(
             task, metric, actual, mean, std, low, high
         )
         if within:

@@ -1,9 +1,10 @@
 """The COCO scoring program behind one function: pycocotools, or a faster package with the same interface.
 
-Ground truth and detections are handed over as plain dicts of the COCO json format and made into the program's own objects
-here, so that an empty list of detections, annotations numbered from 0, or annotations without ``area`` or ``iscrowd`` are
-no special cases elsewhere.
+Ground truth and detections are handed over as plain dicts of the COCO json format and made into the program's own
+objects here, so that an empty list of detections, annotations numbered from 0, or annotations without ``area`` or
+``iscrowd`` are no special cases elsewhere.
 """
+
 import contextlib
 import importlib
 import io
@@ -31,7 +32,9 @@ def load_scorer(name="pycocotools"):
     try:
         return importlib.import_module(coco_module).COCO, getattr(importlib.import_module(eval_module), eval_name)
     except ImportError as error:
-        raise ImportError("COCO scoring needs {}, which is not installed here ({}): {}".format(name, error, command))
+        raise ImportError(
+            "COCO scoring needs {}, which is not installed here ({}): {}".format(name, error, command)
+        ) from error
 
 
 def score_boxes(groundtruth, detections, scorer="pycocotools", title="bbox"):

@@ -2,6 +2,7 @@
 
 Detection papers report both, and AP over IoU 0.5 to 0.95 says more than VOC's single threshold.
 """
+
 from ..coco.report import per_class_table
 from ..coco.results import COCOResults
 from ..coco.scorer import load_scorer, score_boxes
@@ -28,7 +29,9 @@ def coco_style_evaluation(dataset, predictions, truths, logger, scorer="pycocoto
     except ImportError as error:
         logger.warning("Only VOC metrics: %s", error)
         return None, {}
-    coco_eval = score_boxes(coco_groundtruth(dataset.categories, truths), _detections(predictions), scorer, "COCO metrics")
+    coco_eval = score_boxes(
+        coco_groundtruth(dataset.categories, truths), _detections(predictions), scorer, "COCO metrics"
+    )
     results = COCOResults("bbox")
     results.update(coco_eval)
     return results, {name: (ap, ap50) for name, _, _, ap, ap50 in per_class_table(coco_eval)}

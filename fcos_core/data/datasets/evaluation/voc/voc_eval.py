@@ -1,9 +1,10 @@
-"""VOC evaluation: average precision at IoU 0.5, with 11 points (VOC 2007) and as the area under the curve (from 2010 on).
+"""VOC evaluation: average precision at IoU 0.5, with 11 points (VOC 2007) and as the area under the curve (since 2010).
 
 A detection belongs to the object of its class that it overlaps most (inclusive pixel widths, the "+1"). It is right if
 that IoU reaches the threshold and no better-scored detection took the object; it does not count if the object is marked
 difficult. Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010, and its devkit.
 """
+
 import os
 
 import numpy as np
@@ -29,8 +30,8 @@ def do_voc_evaluation(dataset, predictions, output_folder, logger, scorer="pycoc
 
     Returns:
         dict: ``ap`` (one per label, NaN for label 0 and for classes without objects) and ``map`` with the 11-point
-        metric, ``ap_area`` and ``map_area`` with the area metric, ``coco`` (COCOResults or None) and its metrics by name
-        (``AP``, ``AP50``, ...). Empty for a data set without annotations.
+        metric, ``ap_area`` and ``map_area`` with the area metric, ``coco`` (COCOResults or None) and its metrics by
+        name (``AP``, ``AP50``, ...). Empty for a data set without annotations.
     """
     if not dataset.has_annotations:
         logger.warning(
@@ -69,7 +70,10 @@ def _in_original_size(dataset, predictions):
 def _report(categories, result, coco_per_class):
     rows = []
     for label, name in enumerate(categories, 1):
-        ap = [float(values[label]) if label < len(values) else float("nan") for values in (result["ap"], result["ap_area"])]
+        ap = [
+            float(values[label]) if label < len(values) else float("nan")
+            for values in (result["ap"], result["ap_area"])
+        ]
         rows.append([name] + ap + list(coco_per_class.get(name, ())))
     rows.append(["mean", result["map"], result["map_area"]])
     header = ["class", "VOC AP50 (11 points)", "VOC AP50 (area)"]
@@ -89,7 +93,8 @@ def eval_detection_voc(pred_boxlists, gt_boxlists, iou_thresh=0.5, use_07_metric
         use_07_metric (bool): 11 points instead of the area under the curve.
 
     Returns:
-        dict: ``ap`` (float64, one per label from 0 on; NaN for a class without objects) and ``map``, the mean of the rest.
+        dict: ``ap`` (float64, one per label from 0 on; NaN for a class without objects) and ``map``, the mean of
+        the rest.
     """
     prec, rec = calc_detection_voc_prec_rec(gt_boxlists, pred_boxlists, iou_thresh)
     ap = calc_detection_voc_ap(prec, rec, use_07_metric=use_07_metric)
@@ -103,8 +108,8 @@ def calc_detection_voc_prec_rec(gt_boxlists, pred_boxlists, iou_thresh=0.5):
         gt_boxlists, pred_boxlists, iou_thresh: see `eval_detection_voc`.
 
     Returns:
-        (prec, rec): lists over the labels from 0 on of float64 arrays over the detections of that class by falling score.
-        ``prec`` is None for a class with neither objects nor detections, ``rec`` for a class without objects.
+        (prec, rec): lists over the labels from 0 on of float64 arrays over the detections of that class by falling
+        score. ``prec`` is None for a class with neither objects nor detections, ``rec`` for a class without objects.
 
     Raises:
         ValueError: different numbers of images.
@@ -186,7 +191,9 @@ def calc_detection_voc_ap(prec, rec, use_07_metric=False):
         if use_07_metric:
             # Divided, not stepped by 0.1: 0.3 must be the same float as a recall of 3 objects in 10.
             points = np.arange(11) / 10.0
-            ap[label] = np.mean([precision[recall >= point].max() if (recall >= point).any() else 0.0 for point in points])
+            ap[label] = np.mean(
+                [precision[recall >= point].max() if (recall >= point).any() else 0.0 for point in points]
+            )
         else:
             envelope = np.maximum.accumulate(precision[::-1])[::-1]
             ap[label] = np.sum(np.diff(np.concatenate([[0.0], recall])) * envelope)
