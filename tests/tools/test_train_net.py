@@ -1,4 +1,4 @@
-"""The command lines of tools/train_net.py and tools/remove_solver_states.py. What they start is tested in tests/engine."""
+"""Command lines of train_net.py and remove_solver_states.py; what they start is tested in tests/engine."""
 import importlib.util
 import os
 import subprocess
