@@ -79,7 +79,8 @@ def test_unknown_action(dataset):
 def test_workers_report_bad_images_to_the_main_process(dataset):
     spoil(dataset.root, 2, "missing")
     dataset.handle_bad_images("replace")
-    loader = torch.utils.data.DataLoader(dataset, num_workers=1, batch_size=4, collate_fn=lambda batch: [b[2] for b in batch])
+    loader = torch.utils.data.DataLoader(
+        dataset, num_workers=1, batch_size=4, collate_fn=lambda batch: [b[2] for b in batch])
     assert list(loader) == [[0, 2, 2, 3]] and dataset.num_bad_images == 1
 
 

@@ -75,7 +75,8 @@ def test_fast_forward_goes_on_where_the_run_stopped(start):
     def batches(start_iter):
         groups = [0, 1, 0, 0, 1, 1, 0]
         return list(IterationBasedBatchSampler(
-            GroupedBatchSampler(Order(list(range(7)), shift=True), groups, 2), 12, start_iter, fast_forward=True, seed=5))
+            GroupedBatchSampler(Order(list(range(7)), shift=True), groups, 2), 12, start_iter, fast_forward=True,
+            seed=5))
 
     whole, rest = batches(0), batches(start)
     assert len(whole) == 12 and rest == whole[start:]

@@ -32,7 +32,8 @@ def test_difficult_objects_are_kept_on_request(make_voc):
 
 
 def test_own_classes_are_found_in_the_files(make_voc):
-    root = make_voc({"a": (40, 30, [("Zebra", 1, 1, 9, 9), (" ant ", 1, 1, 9, 9)]), "b": (40, 30, [("zebra", 2, 2, 9, 9)]),
+    root = make_voc({"a": (40, 30, [("Zebra", 1, 1, 9, 9), (" ant ", 1, 1, 9, 9)]),
+                     "b": (40, 30, [("zebra", 2, 2, 9, 9)]),
                      "c": (40, 30, [("Mouse", 2, 2, 9, 9)])}, {"train": ["a", "b"], "test": ["c"]})
     # all files count, also those of other splits, so that train and test agree
     assert infer_voc_classes(root) == ["ant", "Mouse", "Zebra"]
