@@ -76,8 +76,8 @@ def find_inputs(inputs):
 
     Args:
         inputs (sequence[str]): files; folders, of which pictures and videos are taken; patterns with ``*``, ``?``,
-            ``[]``, where ``**`` goes through folders. A name that exists is not taken as a pattern. A file that does not exist
-            is kept, so that it is reported.
+            ``[]``, where ``**`` goes through folders. A name that exists is not taken as a pattern. A file that does
+            not exist is kept, so that it is reported.
     """
     found = []
     for word in inputs:
