@@ -30,7 +30,7 @@ def draw_curves(metrics_file, target, logger):
 
     figure = Figure(figsize=(7.0, 8.0 if tests else 4.5))
     FigureCanvasAgg(figure)  # draws without a display, whatever backend the user has chosen
-    axes = figure.subplots(2 if tests else 1, 1, squeeze=False)[:, 0]
+    axes = figure.subplots(2 if tests else 1, 1, squeeze=False, sharex=True)[:, 0]
     _draw_losses(axes[0], training)
     if tests:
         _draw_tests(axes[1], tests)
@@ -62,7 +62,8 @@ def _draw_tests(axis, tests):
     for line in tests:
         for metric in ("AP", "AP50", "map"):
             if metric in line:
-                series.setdefault(f"{line.get('dataset', '')} {metric}", []).append((line["iteration"], line[metric]))
+                label = f"{line.get('dataset', '')[-40:]} {metric}"  # of a path, the end tells more
+                series.setdefault(label, []).append((line["iteration"], line[metric]))
     for label, points in sorted(series.items()):
         axis.plot(*zip(*points), marker="o", markersize=4, label=label)
     axis.set_ylabel("test")
