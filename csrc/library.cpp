@@ -12,13 +12,7 @@
 
 #include "compat.h"
 
-extern "C"
-#ifdef _WIN32
-    __declspec(dllexport)
-#else
-    __attribute__((visibility("default")))
-#endif
-        PyObject* PyInit__ext() {
+PyMODINIT_FUNC PyInit__ext() {
   static struct PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "_ext", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);

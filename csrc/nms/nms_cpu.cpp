@@ -24,9 +24,10 @@
 namespace fcos_core {
 namespace {
 
-constexpr int64_t kTile = 64;          // overlap tests between two looks at the result
-constexpr int64_t kBlock = 1024;       // boxes tested in parallel
-constexpr int64_t kLongSegment = 2048; // from here on a segment is worth threads of its own
+constexpr int64_t kTile = 64;           // overlap tests between two looks at the result
+constexpr int64_t kBlock = 1024;        // boxes tested in parallel
+constexpr int64_t kLongSegment = 2048;  // from here on a segment is worth threads of its own
+constexpr int64_t kTestsPerThread = int64_t(1) << 18;  // fewer are done before a thread wakes up
 
 // Equal-width integers keep the comparison result in the lane of the coordinates.
 template <typename T>
@@ -242,7 +243,8 @@ void suppress_segment(const BoxArrays<T>& boxes, const std::vector<Candidate>& c
   for (int64_t begin = segment.begin; begin < segment.end; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, segment.end);
     // Nested in a parallel region this runs on the calling thread.
-    at::parallel_for(begin, end, kTile, [&](int64_t from, int64_t to) {
+    const int64_t grain = std::max(kTile, kTestsPerThread / std::max<int64_t>(num_kept, 1));
+    at::parallel_for(begin, end, grain, [&](int64_t from, int64_t to) {
       test_block(boxes, from, to, kept, num_kept, threshold, alive.data() + (from - begin));
     });
     num_kept = settle_block(boxes, begin, end, kept, num_kept, threshold, alive.data());

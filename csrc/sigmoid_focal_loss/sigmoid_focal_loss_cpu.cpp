@@ -21,6 +21,21 @@ namespace {
 constexpr int64_t kChunk = 2048;  // two float buffers of it fit into the first-level cache
 constexpr int64_t kGrain = 16;    // chunks that are worth a thread
 
+// condition ? yes : no, by bits. For the ternary GCC makes a branch, into which it moves whatever one
+// side alone needs; as that might trap, the loop around it then is not vectorised.
+FCOS_INLINE float choose(bool condition, float yes, float no) {
+  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+  uint32_t yes_bits, no_bits;
+  std::memcpy(&yes_bits, &yes, sizeof(yes));
+  std::memcpy(&no_bits, &no, sizeof(no));
+  const uint32_t bits = (yes_bits & mask) | (no_bits & ~mask);
+  float chosen;
+  std::memcpy(&chosen, &bits, sizeof(bits));
+  return chosen;
+}
+
+FCOS_INLINE double choose(bool condition, double yes, double no) { return condition ? yes : no; }
+
 // exp(x) for x <= 0 within 2 units in the last place; 0 below -87, where float32 ends.
 // x = n log 2 + r with |r| <= log(2)/2; exp(r) = 1 + r + r^2 Q(r) with Q fitted for the least
 // relative error (3e-9). Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
@@ -41,7 +56,7 @@ FCOS_INLINE float exp_of_negative(float x) {
   bits = (bits - 0x4B400000u + 127u) << 23;  // 0x4B400000: the bits of kRound
   float scale;
   std::memcpy(&scale, &bits, sizeof(scale));
-  return x < -87.0f ? 0.0f : mantissa * scale;
+  return choose(x < -87.0f, 0.0f, mantissa * scale);  // NaN stays NaN
 }
 
 // log(1 + u) for u in [0, 1] with a small relative error also where u is tiny:
@@ -70,18 +85,16 @@ struct Terms {
 // `square` is gamma == 2, the value of every published configuration, without a logarithm.
 template <bool square, typename T>
 FCOS_INLINE Terms<T> terms_of(T z, T gamma) {
-  const T magnitude = z < T(0) ? -z : z;
-  const T u = exp_of_negative(-magnitude);
+  const T u = exp_of_negative(-std::abs(z));
   const T log1p_u = log_of_one_plus(u);
-  const T larger = T(1) / (T(1) + u);  // the larger of q and 1 - q
-  const T smaller = u * larger;
+  const T inverse = T(1) / (T(1) + u);
   Terms<T> terms;
-  terms.q = z < T(0) ? smaller : larger;
-  terms.one_minus_q = z < T(0) ? larger : smaller;
-  terms.softplus = (z > T(0) ? z : T(0)) + log1p_u;
+  terms.q = choose(z < T(0), u, T(1)) * inverse;
+  terms.one_minus_q = choose(z < T(0), T(1), u) * inverse;
+  terms.softplus = choose(z > T(0), z, T(0)) + log1p_u;
   // log q = -softplus(-z), exact where q itself has rounded to 0 or 1
   terms.modulation = square ? terms.q * terms.q
-                            : exp_of_negative(gamma * ((z < T(0) ? z : T(0)) - log1p_u));
+                            : exp_of_negative(gamma * (choose(z < T(0), z, T(0)) - log1p_u));
   return terms;
 }
 
