@@ -35,8 +35,6 @@ from fcos_core.utils.miscellaneous import mkdir, write_atomically
 from fcos_core.utils.preflight import DeviceError, check_device, resolve_device
 from fcos_core.utils.rng import draw_seed, seed_everything
 
-_NUM_CLASSES_KEYS = ("MODEL.FCOS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES", "MODEL.ATSS.NUM_CLASSES")
-
 
 def run_training(cfg, explicit_keys=(), skip_test=False):
     """Train and test as the config says, alone or as one of several processes that a launcher started.
@@ -71,8 +69,8 @@ def run_training(cfg, explicit_keys=(), skip_test=False):
 def _train_and_test(cfg, explicit_keys, skip_test, device, logger):
     logger.info(f"Using {get_world_size()} process(es), this one on {device}")
     logger.info("Environment:\n" + collect_env_info())
-    explicit = any(key in explicit_keys for key in _NUM_CLASSES_KEYS)
-    resolve_num_classes(cfg, tuple(cfg.DATASETS.TRAIN) + tuple(cfg.DATASETS.TEST), explicit)
+    names = tuple(cfg.DATASETS.TRAIN) + tuple(cfg.DATASETS.TEST)
+    resolve_num_classes(cfg, names, _says_number_of_classes(cfg, explicit_keys))
     config_text = cfg.dump()
     _write_config(cfg.OUTPUT_DIR, config_text, logger)
 
@@ -120,6 +118,12 @@ def _train_and_test(cfg, explicit_keys, skip_test, device, logger):
             append_results(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER, results, cfg.SOLVER.TENSORBOARD)
             tester.draw()
         synchronize()
+
+
+def _says_number_of_classes(cfg, explicit_keys):
+    """Whether the user set MODEL.<head>.NUM_CLASSES of a head that MODEL.<head>_ON turns on."""
+    heads = [name[: -len("_ON")] for name, is_on in cfg.MODEL.items() if name.endswith("_ON") and is_on]
+    return any(f"MODEL.{head}.NUM_CLASSES" in explicit_keys for head in heads)
 
 
 class _Tester(object):
