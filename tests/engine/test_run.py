@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from fcos_core.engine import run
 from fcos_core.engine.report import read_metrics
 from fcos_core.engine.run import metrics_of, run_training
 from fcos_core.utils.checkpoint import read_checkpoint
@@ -114,6 +115,17 @@ def test_missing_gpu_is_one_sentence(data, tmp_path, monkeypatch, capsys):
     assert run_training(*config(data, tmp_path, MODEL__DEVICE="cuda")) == 1
     output = capsys.readouterr().out
     assert "MODEL.DEVICE cpu" in output and len(output.strip().splitlines()) == 1
+
+
+def test_gpu_that_torch_has_no_code_for_stops_before_the_model_is_built(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_60", "sm_70"], raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "10.2")
+    monkeypatch.setattr(run, "build_detection_model", lambda cfg: pytest.fail("the model was built"))
+    assert run_training(*config(data, tmp_path, MODEL__DEVICE="cuda")) == 1
+    assert "no code for this GPU (sm_120)" in capsys.readouterr().out
 
 
 def test_non_finite_loss_gives_exit_code_1_and_file_names(data, tmp_path, capsys):
