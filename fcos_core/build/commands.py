@@ -30,11 +30,14 @@ def setup_arguments(root):
         dict: keywords for `setuptools.setup`.
     """
     arguments = {
+        "license": "MIT",
         "packages": setuptools.find_packages(root, include=["fcos_core", "fcos_core.*"]),
         "package_data": {"fcos_core": ["README.md"]},
         "zip_safe": False,
         "cmdclass": {"build_ext": BuildExt, "build_py": BuildPy, "clean": Clean},
     }
+    if setuptools.__version__.startswith("61."):
+        sys.exit("fcos_core: setuptools 61 misreads pyproject.toml; python -m pip install 'setuptools>=62'")
     if not metadata.setuptools_reads_pyproject(setuptools.__version__):
         arguments.update(metadata.read(root))
     csrc = os.path.join(root, "csrc")

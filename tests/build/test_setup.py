@@ -151,6 +151,12 @@ def test_metadata_for_an_old_setuptools_is_that_of_pyproject():
     assert read["version"] == fcos_core.__version__
 
 
+def test_the_one_setuptools_that_misreads_pyproject_is_named(monkeypatch):
+    monkeypatch.setattr(commands.setuptools, "__version__", "61.3.1")
+    with pytest.raises(SystemExit, match="setuptools 61 misreads"):
+        commands.setup_arguments(ROOT)
+
+
 def test_which_setuptools_reads_pyproject():
     assert [metadata.setuptools_reads_pyproject(v) for v in ("47.1.0", "60.10.0", "61.0", "84.2.1")] == [
         False,
