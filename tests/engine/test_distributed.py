@@ -68,7 +68,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, boxes):
     assert len(one) == len(two) == 4
     for ours, theirs in zip(two, one):
         for name in ("loss_cls", "loss_reg", "loss_centerness", "lr"):
-            assert ours[name] == pytest.approx(theirs[name], rel=2e-5, abs=1e-7), (name, ours["iteration"])
+            assert ours[name] == pytest.approx(theirs[name], rel=5e-6, abs=1e-7), (name, ours["iteration"])
     assert one[0]["loss_reg"] > 0 and one[0]["loss_cls"] != one[-1]["loss_cls"]
     whole, parts = (read_checkpoint(str(tmp_path / str(n) / "model_final.pth")) for n in (1, 2))
     assert sorted(whole["model"]) == sorted(parts["model"])  # no prefix of the wrapper
