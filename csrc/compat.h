@@ -69,7 +69,7 @@ struct BelowAutocast {
 #endif
 };
 
-// const_data_ptr and mutable_data_ptr came with 2.1; they keep copy-on-write tensors unmaterialised.
+// const_data_ptr and mutable_data_ptr came with 2.1; the first leaves copy-on-write tensors shared.
 #if FCOS_TORCH_AT_LEAST(2, 1)
 inline const void* const_data(const at::Tensor& t) { return t.const_data_ptr(); }
 inline void* mutable_data(const at::Tensor& t) { return t.mutable_data_ptr(); }

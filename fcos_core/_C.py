@@ -2,6 +2,7 @@
 
 New code uses `fcos_core.layers`, whose functions differentiate.  These take their arguments by position, as ever.
 """
+
 import torch as _torch
 
 from fcos_core import layers as _layers
@@ -43,9 +44,7 @@ def sigmoid_focalloss_backward(logits, targets, d_losses, num_classes, gamma, al
     """Gradient [R, C] with respect to logits, given the one with respect to the losses, d_losses [R, C]."""
     _check_num_classes("sigmoid_focalloss_backward", logits, num_classes)
     _load()
-    return _torch.ops.fcos_core._sigmoid_focal_loss_backward(
-        d_losses, logits, targets, float(gamma), float(alpha), 0
-    )
+    return _torch.ops.fcos_core._sigmoid_focal_loss_backward(d_losses, logits, targets, float(gamma), float(alpha), 0)
 
 
 def _check_num_classes(function, logits, num_classes):

@@ -27,7 +27,9 @@ namespace {
 constexpr int64_t kTile = 64;           // overlap tests between two looks at the result
 constexpr int64_t kBlock = 1024;        // boxes tested in parallel
 constexpr int64_t kLongSegment = 2048;  // from here on a segment is worth threads of its own
-constexpr int64_t kTestsPerThread = int64_t(1) << 18;  // fewer are done before a thread wakes up
+// Less work than this is done before another thread wakes up.
+constexpr int64_t kTestsPerThread = int64_t(1) << 19;
+constexpr int64_t kBoxesPerThread = 8192;
 
 // Equal-width integers keep the comparison result in the lane of the coordinates.
 template <typename T>
@@ -188,7 +190,8 @@ struct Lists {
 std::vector<Candidate> sort_candidates(const Lists& lists, std::vector<Segment>* segments) {
   std::vector<Candidate> all(lists.num_lists * lists.num_boxes);
   std::vector<int64_t> counts(lists.num_lists);
-  at::parallel_for(0, lists.num_lists, 1, [&](int64_t first, int64_t last) {
+  const int64_t grain = ceil_div(kBoxesPerThread, std::max<int64_t>(lists.num_boxes, 1));
+  at::parallel_for(0, lists.num_lists, grain, [&](int64_t first, int64_t last) {
     for (int64_t list = first; list < last; ++list) {
       Candidate* out = all.data() + list * lists.num_boxes;
       int64_t count = 0;
@@ -220,7 +223,7 @@ std::vector<Candidate> sort_candidates(const Lists& lists, std::vector<Segment>*
 template <typename Source, typename T>
 BoxArrays<T> gather_boxes(const Source* source, const std::vector<Candidate>& candidates) {
   BoxArrays<T> boxes(static_cast<int64_t>(candidates.size()));
-  at::parallel_for(0, candidates.size(), 8192, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, candidates.size(), kBoxesPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Source* box = source + 4 * candidates[i].position;
       boxes.x1[i] = static_cast<T>(box[0]);
@@ -259,14 +262,19 @@ void suppress(const void* source, const std::vector<Candidate>& candidates,
   const BoxArrays<T> boxes =
       gather_boxes<Source, T>(static_cast<const Source*>(source), candidates);
   std::vector<Segment> short_segments;
+  int64_t tests = 1;  // at most, in short segments
   for (const Segment& segment : segments) {
-    if (segment.end - segment.begin < kLongSegment) {
+    const int64_t size = segment.end - segment.begin;
+    if (size < kLongSegment) {
       short_segments.push_back(segment);
+      tests += size * size / 2;
     } else {
       suppress_segment(boxes, candidates, segment, threshold, keep);
     }
   }
-  at::parallel_for(0, short_segments.size(), 1, [&](int64_t begin, int64_t end) {
+  const int64_t count = static_cast<int64_t>(short_segments.size());
+  const int64_t grain = std::max<int64_t>(1, count * kTestsPerThread / tests);
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       suppress_segment(boxes, candidates, short_segments[i], threshold, keep);
   });

@@ -1,8 +1,8 @@
 // Schema, checks, autograd and autocast of the sigmoid focal loss, see sigmoid_focal_loss.h for
 // what it computes.
 //
-//   sigmoid_focal_loss            logits [R, C], targets [R]  -> reduction 0: [R, C], dtype of logits
-//                                                                reduction 2: scalar, at least float32
+//   sigmoid_focal_loss            logits [R, C], targets [R]
+//       -> reduction 0: [R, C], dtype of logits; reduction 2: scalar, at least float32
 //   _sigmoid_focal_loss_backward  grad of that, logits, targets -> [R, C], dtype of logits
 // The numbers of the reductions are at::Reduction's; 1 (mean) does not exist here, because the
 // detectors divide by the number of positive locations, not by that of all logits.
@@ -30,7 +30,8 @@ void check_arguments(const at::Tensor& logits, const at::Tensor& targets, double
   check_integral(kName, "targets", targets);
   check_shape(kName, "logits", logits, logits.dim() == 2, "[R, C]");
   check_shape(kName, "targets", targets,
-              targets.dim() == 1 && targets.size(0) == logits.size(0), "[R], one per row of logits");
+              targets.dim() == 1 && targets.size(0) == logits.size(0),
+              "[R], one per row of logits");
   check_same_device(kName, "targets", targets, "logits", logits);
   FCOS_CHECK(gamma >= 0 && std::isfinite(gamma), kName, "gamma", "to be finite and at least 0",
              gamma, "the paper uses 2");
@@ -68,7 +69,8 @@ void check_target_values(const at::Tensor& targets, int64_t num_classes) {
   });
   FCOS_CHECK(bad == last, kName, "targets",
              c10::str("in -1..", num_classes, " (-1 ignored, 0 background)"),
-             c10::str(*bad, " at row ", bad - values), "check the labels and the number of classes");
+             c10::str(*bad, " at row ", bad - values),
+             "check the labels and the number of classes");
 }
 
 FocalProblem problem_of(const at::Tensor& logits, const at::Tensor& targets, double gamma,
@@ -148,7 +150,8 @@ at::Tensor forward_composite(const at::Tensor& logits, const at::Tensor& targets
   check_arguments(logits, targets, gamma, alpha, reduction);
   at::NoGradGuard no_grad;
   at::Tensor sum = at::zeros({}, logits.options().dtype(at::kDouble));
-  at::Tensor losses = reduction == kNone ? at::empty(logits.sizes(), logits.options()) : at::Tensor();
+  at::Tensor losses;
+  if (reduction == kNone) losses = at::empty(logits.sizes(), logits.options());
   const int64_t step = rows_per_step(logits);
   for (int64_t begin = 0; begin < logits.size(0); begin += step) {
     const int64_t end = std::min(begin + step, logits.size(0));
@@ -233,8 +236,8 @@ struct SigmoidFocalLossBackward : public torch::autograd::Function<SigmoidFocalL
   }
 
   static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK(false, kName, ": expected one backward pass, got a second one through its gradient; "
-                              "the op is differentiable once, drop create_graph=True");
+    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
+               "the op is differentiable once, drop create_graph=True");
   }
 };
 

@@ -21,7 +21,7 @@ namespace {
 constexpr int64_t kChunk = 2048;  // two float buffers of it fit into the first-level cache
 constexpr int64_t kGrain = 16;    // chunks that are worth a thread
 
-// condition ? yes : no, by bits. For the ternary GCC makes a branch, into which it moves whatever one
+// condition ? yes : no, by bits. For the ternary GCC makes a branch, into which it moves what one
 // side alone needs; as that might trap, the loop around it then is not vectorised.
 FCOS_INLINE float choose(bool condition, float yes, float no) {
   const uint32_t mask = 0u - static_cast<uint32_t>(condition);

@@ -3,6 +3,7 @@
 Compiled operators (nms.py, sigmoid_focal_loss.py) are loaded, and if need be built, at their first call; everything
 else is plain torch.
 """
+
 from fcos_core.layers.batch_norm import FrozenBatchNorm2d
 from fcos_core.layers.iou_loss import IOULoss
 from fcos_core.layers.misc import BatchNorm2d, Conv2d, ConvTranspose2d, interpolate

@@ -3,6 +3,7 @@
 The one file that differs between versions of torch on the Python side of the operators: there is nothing to register
 before 2.2, a function that later changed its name in 2.2 and 2.3.  Gradients and autocast are registered in C++.
 """
+
 import torch
 
 

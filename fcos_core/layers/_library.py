@@ -3,6 +3,7 @@
 Every function that calls an operator calls `load()` first.  So `import fcos_core.layers` works on a machine that
 cannot compile anything, and the error, when there is one, appears where it can be explained.
 """
+
 import threading
 
 import torch

@@ -6,6 +6,7 @@ neither suppress nor are suppressed.  IoU is computed and compared in float32, f
 
 Letters: M boxes of one list, N images, K boxes of an image.
 """
+
 import torch
 
 from fcos_core.layers._library import load

@@ -2,6 +2,7 @@
 
 Letters: R locations, C classes.
 """
+
 import torch
 from torch import nn
 
@@ -53,9 +54,7 @@ def sigmoid_focal_loss(logits, targets, gamma, alpha, reduction="sum"):
             "mean".format(sorted(_REDUCTIONS), reduction)
         )
     load()
-    return torch.ops.fcos_core.sigmoid_focal_loss(
-        logits, targets, float(gamma), float(alpha), _REDUCTIONS[reduction]
-    )
+    return torch.ops.fcos_core.sigmoid_focal_loss(logits, targets, float(gamma), float(alpha), _REDUCTIONS[reduction])
 
 
 def sigmoid_focal_loss_cpu(logits, targets, gamma, alpha):

@@ -1,4 +1,5 @@
 """NMS family: against a slow reference, by its properties, and against wrong calls."""
+
 import os
 
 import numpy as np
@@ -148,7 +149,8 @@ def test_dtypes_of_boxes_and_scores_may_differ(device):
 
 def test_empty_inputs(device):
     boxes, scores = torch.zeros(0, 4, device=device), torch.zeros(0, device=device)
-    for kept in (nms(boxes, scores, 0.5), ml_nms(boxes, scores, scores, 0.5), ml_nms(boxes, scores, scores.long(), 0.5)):
+    results = nms(boxes, scores, 0.5), ml_nms(boxes, scores, scores, 0.5), ml_nms(boxes, scores, scores.long(), 0.5)
+    for kept in results:
         assert kept.shape == (0,) and kept.dtype == torch.int64 and kept.device == boxes.device
 
 
@@ -348,7 +350,7 @@ def test_messages_of_ml_nms(arguments, message):
         ((BOXES, SCORES, LABELS, 0.5), r"batched_nms: expected boxes of shape \[N, K, 4\], got \[3, 4\]"),
         ((BOXES[None], SCORES, LABELS[None], 0.5), r"batched_nms: expected scores of shape \[N, K\], one per box"),
         ((BOXES[None], SCORES[None], LABELS, 0.5), r"batched_nms: expected labels of shape \[N, K\], one per box"),
-        ((BOXES[None], SCORES[None], SCORES[None], 0.5), r"batched_nms: expected labels of an integer dtype, got Float"),
+        ((BOXES[None], SCORES[None], SCORES[None], 0.5), r"expected labels of an integer dtype, got Float"),
         ((BOXES[None], SCORES[None], LABELS[None], -1), r"batched_nms: expected iou_threshold to be at least 0"),
     ],
 )

@@ -1,4 +1,5 @@
 """Sigmoid focal loss: against a slow reference, by its properties, and against wrong calls."""
+
 import os
 import warnings
 
@@ -73,7 +74,8 @@ def assert_gradient_close(grad, expected, dtype, name):
     # terms of the slope of the reference cancel for saturated logits: bound relative to the largest entry there
     largest = float(expected.abs().max()) if expected.numel() else 0.0
     error = (grad.double().cpu() - expected.cpu()).abs()
-    assert bool((error <= TOLERANCES[dtype] * (expected.abs().cpu() + 0.01 * largest)).all()), (name, float(error.max()))
+    bound = TOLERANCES[dtype] * (expected.abs().cpu() + 0.01 * largest)
+    assert bool((error <= bound).all()), (name, float(error.max()))
 
 
 @pytest.mark.parametrize("gamma, alpha", PARAMETERS)
@@ -95,9 +97,9 @@ def test_composite_is_the_kernel(dtype, gamma, alpha):
 
 def test_composite_in_steps():
     """More logits than one step of the composite takes."""
-    logits = torch.zeros(1, 1).expand(3, 2 ** 23 + 1)
+    logits = torch.zeros(1, 1).expand(3, 2**23 + 1)
     targets = torch.tensor([0, 5, -1])
-    expected = 0.75 * 0.25 * np.log(2) * (2 * (2 ** 23 + 1) - 1) + 0.25 * 0.25 * np.log(2)
+    expected = 0.75 * 0.25 * np.log(2) * (2 * (2**23 + 1) - 1) + 0.25 * 0.25 * np.log(2)
     assert float(composite(logits, targets, 2.0, 0.25, 2)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -182,9 +184,13 @@ def test_gradcheck(device, gamma, reduction):
     targets[0] = -1
     logits = logits.double().to(device).requires_grad_()
     targets = targets.to(device)
+
+    def function(x):
+        return sigmoid_focal_loss(x, targets, gamma, 0.3, reduction=reduction)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old versions, about their own internals
-        assert torch.autograd.gradcheck(lambda x: sigmoid_focal_loss(x, targets, gamma, 0.3, reduction=reduction), (logits,))
+        assert torch.autograd.gradcheck(function, (logits,))
 
 
 def test_second_derivative_is_refused():

@@ -1,4 +1,5 @@
 """NMS, slow and obvious, in float64; and the inputs that tests and benchmarks share."""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -124,12 +125,13 @@ def batched_inputs(device="cpu", dtype=torch.float32):
     padded[0, 150:] = -1
     padded[1, ::3] = -7
     padded[2] = -1
+    spread = boxes.transpose(0, 1).contiguous().transpose(0, 1)
     cases = [
         ("typical", boxes, scores, labels),
         ("padding", boxes, scores, padded),
         ("padding that would win", boxes, scores.masked_fill(padded < 0, 9.0), padded),
         ("no image", boxes[:0], scores[:0], labels[:0]),
         ("no box", boxes[:, :0], scores[:, :0], labels[:, :0]),
-        ("not contiguous", boxes.flip(2).transpose(0, 1).contiguous().transpose(0, 1), scores.t().contiguous().t(), padded),
+        ("not contiguous", spread, scores.t().contiguous().t(), padded),
     ]
     return [Sample(n, b.to(device, dtype), s.to(device, dtype), t.to(device)) for n, b, s, t in cases]

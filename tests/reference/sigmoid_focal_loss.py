@@ -1,4 +1,5 @@
 """Sigmoid focal loss, slow and obvious, in float64; and the inputs that tests and benchmarks share."""
+
 from typing import NamedTuple
 
 import torch
