@@ -59,9 +59,8 @@ def load_config(config_file="", opts=()):
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(
-                "load_config: expected a yaml file, got {}, which does not exist; the files of this package are in configs/".format(
-                    config_file
-                )
+                "load_config: expected a yaml file, got {}, which does not exist; "
+                "the files of this package are in configs/".format(config_file)
             )
         with open(config_file, encoding="utf-8") as f:
             explicit.update(_leaves(yaml.safe_load(f) or {}))
@@ -69,7 +68,11 @@ def load_config(config_file="", opts=()):
         merged.merge_from_file(config_file)
     opts = list(opts)
     if len(opts) % 2:
-        raise ValueError("load_config: expected KEY VALUE pairs, got {} words: {}".format(len(opts), " ".join(map(str, opts))))
+        raise ValueError(
+            "load_config: expected KEY VALUE pairs, got {} words: {}; give each key its value".format(
+                len(opts), " ".join(map(str, opts))
+            )
+        )
     _check_names(opts[0::2], "the options")
     merged.merge_from_list(opts)
     explicit.update(opts[0::2])

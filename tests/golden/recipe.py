@@ -48,8 +48,11 @@ def weight(name, shape):
     elif (name.endswith(".scale") and tuple(shape) == (1,)) or (name.endswith(".weight") and len(shape) == 1):
         value = (1 + 0.1 * value) * (0.25 if name.endswith(".bn3.weight") else 1)
     elif len(shape) == 1:
-        shift = -3 if name.endswith("cls_logits.bias") else 2 if name.endswith("bbox_pred.bias") and len(value) == 4 else 0
-        value = 0.1 * value + shift
+        value = 0.1 * value
+        if name.endswith("cls_logits.bias"):
+            value = value - 3
+        elif name.endswith("bbox_pred.bias") and len(value) == 4:
+            value = value + 2
     else:
         gain = next(g for pattern, g in GAINS if re.search(pattern, name))
         value = value * np.sqrt(2.0 / np.prod(shape[1:])) * gain
@@ -123,12 +126,10 @@ def assert_same_detections(mine, golden, box_tolerance, score_tolerance):
     free = np.ones(len(scores), bool)
     cut = min(list(golden[1]) + [np.inf]) + 5 * score_tolerance
     for box, score, label in zip(*golden):
-        distance = np.where(
-            free & (labels == label) & (np.abs(scores - score) <= score_tolerance), np.abs(boxes - box).max(axis=1), np.inf
-        ) if len(scores) else np.array([np.inf])
-        best = distance.argmin()
-        if distance[best] <= box_tolerance:
-            free[best] = False
+        candidates = np.flatnonzero(free & (labels == label) & (np.abs(scores - score) <= score_tolerance))
+        distance = np.abs(boxes[candidates] - box).max(axis=1) if len(candidates) else np.array([np.inf])
+        if distance.min() <= box_tolerance:
+            free[candidates[distance.argmin()]] = False
         else:
             assert score <= cut, "no detection of class {} with score {} at {}".format(label, score, box)
     extra = scores[free]

@@ -14,7 +14,8 @@ from fcos_core.modeling.rpn.rpn import build_rpn
 from fcos_core.structures.bounding_box import BoxList
 from fcos_core.structures.image_list import ImageList
 from tests.golden import recipe
-from tests.reference.fcos import assign, losses as reference_losses, post_process
+from tests.reference.fcos import assign, post_process
+from tests.reference.fcos import losses as reference_losses
 
 STRIDES = [8, 16, 32, 64, 128]
 PIECES = recipe.Golden("fcos_pieces.npz")
@@ -128,7 +129,8 @@ def test_size_ranges():
 def random_predictions(rng, device="cpu", images=2, classes=6, height=192, width=224, dtype=torch.float64):
     maps = []
     for channels, scale, shift in ((classes, 1.5, -2.0), (4, 0.5, 3.0), (1, 1.0, 0.0)):
-        values = [rng.standard_normal((images, channels, -(-height // s), -(-width // s))) * scale + shift for s in STRIDES]
+        shapes = [(images, channels, -(-height // s), -(-width // s)) for s in STRIDES]
+        values = [rng.standard_normal(shape) * scale + shift for shape in shapes]
         maps.append([torch.from_numpy(v).to(device=device, dtype=dtype) for v in values])
     maps[1] = [m.exp() for m in maps[1]]
     return maps
@@ -146,9 +148,9 @@ def test_losses_are_the_written_formulas(iou_type, norm, radius, counts, device)
     lists = [random_boxlist(rng, n, 224, 192, classes=6) for n in counts]
     locations = [level.to(device) for level in grid(192, 224)]
     mine = evaluator(locations, *maps, targets=[b.to(device) for b in lists])
-    wanted = reference_losses(
-        [level.cpu().numpy() for level in locations], STRIDES, [[m.detach().cpu() for m in maps] for maps in maps], lists, radius, norm, iou_type
-    )
+    points = [level.cpu().numpy() for level in locations]
+    values = [[m.detach().cpu() for m in level] for level in maps]
+    wanted = reference_losses(points, STRIDES, values, lists, radius, norm, iou_type)
     for value, number in zip(mine, wanted):
         assert value.item() == pytest.approx(number, rel=1e-9, abs=1e-12)
     sum(mine).backward()
@@ -175,7 +177,8 @@ def test_half_precision_predictions_give_float32_losses():
     lists = [random_boxlist(rng, 3, 224, 192, classes=6) for _ in range(2)]
     half = [[m.bfloat16() for m in maps] for maps in full]
     rounded = [[m.float() for m in maps] for maps in half]
-    for a, b in zip(evaluator(grid(192, 224), *half, targets=lists), evaluator(grid(192, 224), *rounded, targets=lists)):
+    losses = [evaluator(grid(192, 224), *maps, targets=lists) for maps in (half, rounded)]
+    for a, b in zip(*losses):
         assert a.dtype == torch.float32 and a.item() == pytest.approx(b.item(), rel=1e-6)
 
 
@@ -218,7 +221,8 @@ def test_post_processing_is_the_written_procedure(top_n, limit, nms, device):
     post = FCOSPostProcessor(0.2, top_n, nms, limit, 0, 7)
     sizes = [(170, 220), (192, 200)]
     found = post(locations, *maps, image_sizes=sizes)
-    wanted = post_process([l.cpu() for l in locations], [[m.cpu() for m in ms] for ms in maps], sizes, 0.2, top_n, nms, limit)
+    points = [level.cpu() for level in locations]
+    wanted = post_process(points, [[m.cpu() for m in level] for level in maps], sizes, 0.2, top_n, nms, limit)
     for mine, reference in zip(found, wanted):
         assert len(mine) == len(reference[1]) > 0
         recipe.assert_same_detections(as_numpy(mine), reference, 1e-3, 1e-5)
@@ -278,7 +282,8 @@ def test_unknown_loss_and_missing_head_are_named():
 
 
 def test_head_shapes_and_units():
-    cfg, _ = load_config("", ["MODEL.FCOS.NORM_REG_TARGETS", True, "MODEL.FCOS.NUM_CLASSES", 4, "MODEL.FCOS.NUM_CONVS", 1])
+    options = ["MODEL.FCOS.NORM_REG_TARGETS", True, "MODEL.FCOS.NUM_CLASSES", 4, "MODEL.FCOS.NUM_CONVS", 1]
+    cfg, _ = load_config("", options)
     module = build_rpn(cfg, 32)
     features = [torch.randn(2, 32, -(-64 // s), -(-96 // s)) for s in STRIDES]
     logits, in_strides, centerness = module.head(features)

@@ -51,7 +51,7 @@ def losses(locations, strides, maps, boxlists, radius, norm, kind):
         labels, sides = assign(locations, strides, boxlist, radius)
         scale = np.concatenate([np.full(len(p), s if norm else 1.0) for p, s in zip(locations, strides)])
         logits, regression, centerness = (
-            np.concatenate([m[i].permute(1, 2, 0).reshape(-1, m.shape[1]).double().numpy() for m in level]) for level in maps
+            np.concatenate([m[i].flatten(1).t().double().numpy() for m in level]) for level in maps
         )
         for r, label in enumerate(labels):
             cls += sum(_focal(z, c + 1 == label) for c, z in enumerate(logits[r]))
@@ -95,11 +95,10 @@ def post_process(locations, maps, image_sizes, threshold, top_n, nms, limit):
             candidates += sorted(level, key=lambda item: -item[0])[:top_n]
         kept = []
         for score, label, box in sorted(candidates, key=lambda item: -item[0]):
-            if nms <= 0 or all(l != label or _overlap(box, b) <= nms for _, l, b in kept):
+            if nms <= 0 or all(other != label or _overlap(box, b) <= nms for _, other, b in kept):
                 kept.append((score, label, box))
         if 0 < limit < len(kept):
             kept = [item for item in kept if item[0] >= kept[limit - 1][0]]
-        results.append(
-            (np.array([b for _, _, b in kept]).reshape(-1, 4), np.array([s for s, _, _ in kept]), np.array([l for _, l, _ in kept]))
-        )
+        scores, labels, boxes = (np.array(column) for column in zip(*kept)) if kept else np.zeros((3, 0))
+        results.append((boxes.reshape(-1, 4), scores, labels))
     return results

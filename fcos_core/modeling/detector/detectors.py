@@ -13,8 +13,7 @@ def build_detection_model(cfg):
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in _DETECTION_META_ARCHITECTURES:
         raise ValueError(
-            "build_detection_model: expected MODEL.META_ARCHITECTURE one of {}, got {}; correct the configuration".format(
-                ", ".join(_DETECTION_META_ARCHITECTURES), name
-            )
+            "build_detection_model: expected MODEL.META_ARCHITECTURE one of {}, got {}; "
+            "correct the configuration".format(", ".join(_DETECTION_META_ARCHITECTURES), name)
         )
     return _DETECTION_META_ARCHITECTURES[name](cfg)

@@ -33,7 +33,8 @@ class GeneralizedRCNN(nn.Module):
         """
         if self.training and targets is None:
             raise ValueError(
-                "GeneralizedRCNN: expected targets in training mode, got None; pass one BoxList per image or call eval()"
+                "GeneralizedRCNN: expected targets in training mode, got None; "
+                "pass one BoxList per image or call eval()"
             )
         images = to_image_list(images)
         detections, losses = self.rpn(images, self.backbone(images.tensors), targets)

@@ -39,8 +39,8 @@ def per_location(values, counts, device, dtype=torch.float32):
     Returns:
         [R] or [R, D].
     """
-    rows = [torch.tensor(v, dtype=dtype, device=device).expand(n, *([-1] if isinstance(v, (list, tuple)) else [])) for v, n in zip(values, counts)]
-    return torch.cat(rows, dim=0)
+    rows = torch.tensor(values, dtype=dtype, device=device)
+    return torch.cat([row.expand(count, *row.shape) for row, count in zip(rows, counts)], dim=0)
 
 
 def pad_targets(targets, dtype, device):

@@ -15,5 +15,6 @@ def build_rpn(cfg, in_channels):
     if cfg.MODEL.FCOS_ON:
         return build_fcos(cfg, in_channels)
     raise ValueError(
-        "build_rpn: expected MODEL.FCOS_ON True, got False; FCOS is the dense head of this version, two-stage heads are not part of it"
+        "build_rpn: expected MODEL.FCOS_ON True, got False; "
+        "FCOS is the dense head of this version, two-stage heads are not part of it"
     )

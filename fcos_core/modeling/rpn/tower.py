@@ -16,8 +16,8 @@ def conv_tower(channels, num_convs, deformable_last=False):
     """
     if deformable_last:
         raise ValueError(
-            "conv_tower: expected USE_DCN_IN_TOWER False, got True; this version has no deformable convolution yet, set "
-            "MODEL.FCOS.USE_DCN_IN_TOWER False or take a configuration without dcnv2 in its name"
+            "conv_tower: expected USE_DCN_IN_TOWER False, got True; this version has no deformable convolution yet, "
+            "set MODEL.FCOS.USE_DCN_IN_TOWER False or take a configuration without dcnv2 in its name"
         )
     layers = []
     for _ in range(num_convs):

@@ -74,8 +74,8 @@ def decode_boxes(locations, distances, image_sizes):
         [N, K, 4] xyxy inside [0, width - 1] x [0, height - 1].
     """
     boxes = torch.cat((locations - distances[..., :2], locations + distances[..., 2:]), dim=2)
-    limits = torch.tensor([[w, h, w, h] for h, w in image_sizes], dtype=boxes.dtype, device=boxes.device) - PIXEL
-    return torch.min(boxes.clamp(min=0), limits[:, None, :])
+    sizes = torch.tensor([[w, h, w, h] for h, w in image_sizes], dtype=boxes.dtype, device=boxes.device)
+    return torch.min(boxes.clamp(min=0), (sizes - PIXEL)[:, None, :])
 
 
 def keep_best(scores, limit):
@@ -103,7 +103,14 @@ class FCOSPostProcessor(nn.Module):
     """
 
     def __init__(
-        self, pre_nms_thresh, pre_nms_top_n, nms_thresh, fpn_post_nms_top_n, min_size, num_classes, bbox_aug_enabled=False
+        self,
+        pre_nms_thresh,
+        pre_nms_top_n,
+        nms_thresh,
+        fpn_post_nms_top_n,
+        min_size,
+        num_classes,
+        bbox_aug_enabled=False,
     ):
         super(FCOSPostProcessor, self).__init__()
         self.pre_nms_thresh = pre_nms_thresh

@@ -105,7 +105,8 @@ class FCOSLossComputation(object):
         # Zero only if no process has a positive; then the sum above it is zero as well.
         weight_sum = torch.where(weight_sum > 0, weight_sum, torch.ones_like(weight_sum))
 
-        loss_cls = sigmoid_focal_loss(logits.reshape(-1, logits.shape[2]), labels.reshape(-1), self.gamma, self.alpha, "sum")
+        logits = logits.reshape(-1, logits.shape[2])
+        loss_cls = sigmoid_focal_loss(logits, labels.reshape(-1), self.gamma, self.alpha, "sum")
         regression = regression.masked_fill(outside[:, :, None], 1.0)
         loss_reg = (weights * iou_loss(regression, distances, self.iou_loss_type)).sum()
         loss_centerness = F.binary_cross_entropy_with_logits(

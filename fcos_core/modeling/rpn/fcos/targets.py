@@ -27,7 +27,7 @@ def _sides(locations, boxes):
 
 
 def _in_center(locations, strides, boxes, radius):
-    """Is the location strictly inside the square of half side radius * stride around the box's centre, cut to the box?"""
+    """Is the location strictly inside the box and the square of half side radius * stride around its centre?"""
     xs, ys = locations[None, :, None, 0], locations[None, :, None, 1]
     reach = (strides * radius)[None, :, None]
     x1, y1, x2, y2 = (side[:, None, :] for side in boxes.unbind(-1))
