@@ -1,14 +1,62 @@
 // Argument checks with one message pattern:
 //   <function>: expected <argument> <rule>, got <value>; <what to do>
 // They raise RuntimeError in Python.
+//
+// Messages are put together without streams. Where a compiler brings libstdc++ as a static library
+// only, our streams would be another copy than those of torch, and writing a number would crash.
 #pragma once
+
+#include <cstdio>
+#include <string>
 
 #include "compat.h"
 
-#define FCOS_CHECK(condition, function, argument, rule, got, advice)                             \
-  TORCH_CHECK(condition, function, ": expected ", argument, " ", rule, ", got ", got, "; ", advice)
-
 namespace fcos_core {
+
+inline std::string text_of(const char* value) { return value; }
+inline std::string text_of(const std::string& value) { return value; }
+inline std::string text_of(int64_t value) { return std::to_string(value); }
+inline std::string text_of(c10::Device value) { return value.str(); }
+
+inline std::string text_of(double value) {
+  char buffer[32];
+  std::snprintf(buffer, sizeof(buffer), "%g", value);
+  return buffer;
+}
+
+// As Python writes it: torch.int64 rather than Long.
+inline std::string text_of(at::ScalarType value) {
+  switch (value) {
+    case at::kByte: return "torch.uint8";
+    case at::kChar: return "torch.int8";
+    case at::kShort: return "torch.int16";
+    case at::kInt: return "torch.int32";
+    case at::kLong: return "torch.int64";
+    case at::kHalf: return "torch.float16";
+    case at::kBFloat16: return "torch.bfloat16";
+    case at::kFloat: return "torch.float32";
+    case at::kDouble: return "torch.float64";
+    case at::kBool: return "torch.bool";
+    default: return c10::toString(value);
+  }
+}
+
+inline std::string text_of(at::IntArrayRef sizes) {
+  std::string text = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+inline std::string joined() { return {}; }
+
+template <typename First, typename... Rest>
+std::string joined(const First& first, const Rest&... rest) {
+  return text_of(first) + joined(rest...);
+}
+
+#define FCOS_CHECK(condition, function, argument, rule, got, advice)                           \
+  TORCH_CHECK(condition, ::fcos_core::joined(function, ": expected ", argument, " ", rule,     \
+                                             ", got ", got, "; ", advice))
 
 inline void check_floating(const char* function, const char* argument, const at::Tensor& t) {
   const auto dtype = t.scalar_type();
@@ -26,14 +74,14 @@ inline void check_integral(const char* function, const char* argument, const at:
 inline void check_same_device(const char* function, const char* argument, const at::Tensor& t,
                               const char* reference_argument, const at::Tensor& reference) {
   FCOS_CHECK(t.device() == reference.device(), function, argument,
-             c10::str("on the device of ", reference_argument, " (", reference.device(), ")"),
+             joined("on the device of ", reference_argument, " (", reference.device(), ")"),
              t.device(), "move one of them with .to(device)");
 }
 
 // `shape` is how the docs write it, for example "[M, 4]"; `fits` is whether the tensor has it.
 inline void check_shape(const char* function, const char* argument, const at::Tensor& t, bool fits,
                         const char* shape) {
-  FCOS_CHECK(fits, function, argument, c10::str("of shape ", shape), t.sizes(),
+  FCOS_CHECK(fits, function, argument, joined("of shape ", shape), t.sizes(),
              "see the docstring of the function");
 }
 

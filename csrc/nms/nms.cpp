@@ -134,7 +134,7 @@ void check_list(const char* function, const at::Tensor& boxes, const at::Tensor&
   check_shape(function, "boxes", boxes, boxes.dim() == 2 && boxes.size(1) == 4, "[M, 4]");
   check_shape(function, "scores", scores, scores.dim() == 1, "[M]");
   FCOS_CHECK(scores.size(0) == boxes.size(0), function, "scores",
-             c10::str("to have one entry per box (", boxes.size(0), ")"), scores.size(0),
+             joined("to have one entry per box (", boxes.size(0), ")"), scores.size(0),
              "pass the scores of these boxes");
   check_same_device(function, "scores", scores, "boxes", boxes);
 }

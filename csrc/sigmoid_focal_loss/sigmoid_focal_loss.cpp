@@ -68,8 +68,8 @@ void check_target_values(const at::Tensor& targets, int64_t num_classes) {
     return target < -1 || target > num_classes;
   });
   FCOS_CHECK(bad == last, kName, "targets",
-             c10::str("in -1..", num_classes, " (-1 ignored, 0 background)"),
-             c10::str(*bad, " at row ", bad - values),
+             joined("in -1..", num_classes, " (-1 ignored, 0 background)"),
+             joined(*bad, " at row ", static_cast<int64_t>(bad - values)),
              "check the labels and the number of classes");
 }
 

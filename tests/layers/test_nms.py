@@ -319,8 +319,8 @@ BOXES, SCORES, LABELS = torch.zeros(3, 4), torch.zeros(3), torch.zeros(3, dtype=
         ((BOXES[None], SCORES, 0.5), r"nms: expected boxes of shape \[M, 4\], got \[1, 3, 4\]"),
         ((BOXES, SCORES[None], 0.5), r"nms: expected scores of shape \[M\], got \[1, 3\]"),
         ((BOXES, SCORES[:2], 0.5), r"nms: expected scores to have one entry per box \(3\), got 2; pass"),
-        ((BOXES.long(), SCORES, 0.5), r"nms: expected boxes of dtype float64, .* got Long; convert"),
-        ((BOXES, LABELS, 0.5), r"nms: expected scores of dtype float64, .* got Long; convert"),
+        ((BOXES.long(), SCORES, 0.5), r"nms: expected boxes of dtype float64, .* got torch.int64; convert"),
+        ((BOXES, LABELS, 0.5), r"nms: expected scores of dtype float64, .* got torch.int64; convert"),
         ((BOXES, SCORES, -0.1), r"nms: expected iou_threshold to be at least 0, got -0.1; a threshold"),
         ((BOXES, SCORES, float("nan")), r"nms: expected iou_threshold to be at least 0, got nan"),
     ],
@@ -336,7 +336,7 @@ def test_messages_of_nms(arguments, message):
         ((BOXES, SCORES, LABELS[:2], 0.5), r"ml_nms: expected labels of shape \[M\], one per box, got \[2\]"),
         ((BOXES, SCORES, SCORES + 0.5, 0.5), r"ml_nms: expected labels to hold class ids, got fractions"),
         ((BOXES, SCORES, SCORES + float("nan"), 0.5), r"ml_nms: expected labels to hold class ids, got fractions"),
-        ((BOXES, SCORES, SCORES > 0, 0.5), r"ml_nms: expected labels of dtype float64, .* got Bool"),
+        ((BOXES, SCORES, SCORES > 0, 0.5), r"ml_nms: expected labels of dtype float64, .* got torch.bool"),
     ],
 )
 def test_messages_of_ml_nms(arguments, message):
@@ -350,7 +350,7 @@ def test_messages_of_ml_nms(arguments, message):
         ((BOXES, SCORES, LABELS, 0.5), r"batched_nms: expected boxes of shape \[N, K, 4\], got \[3, 4\]"),
         ((BOXES[None], SCORES, LABELS[None], 0.5), r"batched_nms: expected scores of shape \[N, K\], one per box"),
         ((BOXES[None], SCORES[None], LABELS, 0.5), r"batched_nms: expected labels of shape \[N, K\], one per box"),
-        ((BOXES[None], SCORES[None], SCORES[None], 0.5), r"expected labels of an integer dtype, got Float"),
+        ((BOXES[None], SCORES[None], SCORES[None], 0.5), r"expected labels of an integer dtype, got torch.float32"),
         ((BOXES[None], SCORES[None], LABELS[None], -1), r"batched_nms: expected iou_threshold to be at least 0"),
     ],
 )
