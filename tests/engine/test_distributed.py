@@ -37,7 +37,7 @@ def launcher(processes):
 
 def start(processes, *program):
     command = launcher(processes) if processes > 1 else [sys.executable]
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=ROOT)
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([ROOT] + sys.path))
     return subprocess.Popen(
         command + list(program), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -184,7 +184,8 @@ def test_loader_that_dies_of_the_same_signal_does_not_prevent_saving(tmp_path):
 def start_program(folder, *arguments):
     os.makedirs(str(folder), exist_ok=True)
     command = [sys.executable, "-m", "tests.engine.tiny", str(folder)] + list(arguments)
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    # the same number of threads as this process: sums are split by it, and the last bits of the losses follow
+    environment = dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads()))
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

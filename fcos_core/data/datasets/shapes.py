@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 # Part of the folder name: a change of the pictures needs a new number, or old folders would be taken for new ones.
 VERSION = 1
 # split -> (number of pictures, seed of the first)
-SPLITS = {"train": (400, 100000), "val": (100, 200000)}
+SPLITS = {"train": (800, 100000), "val": (100, 200000)}
 
 
 class ShapesDataset(COCODataset):
-    """Coloured shapes of five classes on cluttered ground: 400 pictures for training, 100 for validation.
+    """Coloured shapes of five classes on cluttered ground: 800 pictures for training, 100 for validation.
 
     The pictures have sides of 192 to 320 pixels, 0 to 8 objects of 8 to 140 pixels, occlusion and truncation.
 
