@@ -20,6 +20,10 @@ MAX_OBJECTS = 8
 SIZE_BANDS = ((0.15, 8.0, 20.0), (0.50, 20.0, 60.0), (0.35, 60.0, 140.0))
 MIN_VISIBLE = 0.45   # part of an object that neither the border nor other objects may hide
 MIN_SIDE = 6         # pixels: a visible box is never thinner
+# Colour (R, G, B) that most objects of a class are near to, as blood cells or road signs are; the others have any.
+TYPICAL_COLOURS = ((215, 55, 55), (60, 90, 220), (225, 205, 60), (205, 75, 205), (60, 185, 80))
+TYPICAL_SHARE = 0.7
+COLOUR_SPREAD = 50   # per channel
 MIN_CONTRAST = 110   # sum over R, G, B of the difference between an object and what lies behind it
 PLACING_TRIES = 6
 
@@ -151,7 +155,7 @@ def _draw_objects(rng, canvas):
             placed = _place(rng, CLASSES[label], size, stretch, owner, full)
             if placed is not None:
                 window, alpha, pixels = placed
-                _fill(rng, canvas, window, alpha, size)
+                _fill(rng, canvas, window, alpha, size, label)
                 top, left, h, w = window
                 owner[top:top + h, left:left + w][alpha >= 0.5] = len(labels)
                 labels.append(label)
@@ -229,13 +233,13 @@ def _half_planes(u, v, sides):
     return first, second
 
 
-def _fill(rng, canvas, window, alpha, size):
+def _fill(rng, canvas, window, alpha, size, label):
     """Paints an object in a texture of two colours that stand out from what is behind it."""
     top, left, h, w = window
     behind = canvas[:, top:top + h, left:left + w][:, alpha >= 0.5]
     # Integers, because the order in which floats are summed differs between versions of numpy.
     mean = np.floor(behind).astype(np.int64).sum(1) / float(behind.shape[1])
-    first = _contrasting_colour(rng, mean)
+    first = _contrasting_colour(rng, mean, TYPICAL_COLOURS[label] if rng.rand() < TYPICAL_SHARE else None)
     second = np.clip(first + rng.uniform(-60, 60, 3), 0, 255)
     kind = ("flat", "gradient", "stripes", "checks")[rng.randint(4)]
     y, x = _pixel_grid(*window)
@@ -243,11 +247,16 @@ def _fill(rng, canvas, window, alpha, size):
     _paint(canvas, window, alpha, _blend_colours(0.8 * mix, first, second))
 
 
-def _contrasting_colour(rng, mean):
-    """The first of up to 20 random colours that is MIN_CONTRAST away from `mean`, else the farthest of them."""
+def _contrasting_colour(rng, mean, typical):
+    """The first of up to 20 random colours that is MIN_CONTRAST away from `mean`, else the farthest of them.
+
+    The colours are any, or near `typical` if there is one.
+    """
     best, best_distance = None, -1.0
     for _ in range(20):
         colour = rng.uniform(0, 255, 3)
+        if typical is not None:
+            colour = np.clip(np.array(typical) + (colour / 127.5 - 1) * COLOUR_SPREAD, 0, 255)
         distance = float(np.abs(colour - mean).sum())
         if distance > best_distance:
             best, best_distance = colour, distance
