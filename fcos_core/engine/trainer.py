@@ -165,7 +165,7 @@ def _next_batch(batches, stop, iteration):
             f"do_train: expected as many batches as len(data_loader) says, got no more at iteration {iteration}; "
             "the loader must leave out only what arguments['iteration'] says is done"
         ) from None
-    except RuntimeError:
+    except (RuntimeError, OSError, EOFError):  # a worker was ended, or the pipe to it broke
         if stop.requested and get_world_size() == 1:
             return None
         raise
