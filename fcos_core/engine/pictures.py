@@ -10,7 +10,7 @@ from fcos_core.engine.predictions import load_predictions
 from fcos_core.visualize import draw_detections
 
 
-def draw_predictions(dataset, predictions_file, output_dir, count=4, threshold=0.3):
+def draw_predictions(dataset, predictions_file, output_dir, count=4, threshold=0.4):
     """Draw the detections of some images of a data set, spread evenly over it.
 
     Args:
