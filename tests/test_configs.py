@@ -10,7 +10,8 @@ from fcos_core.config import load_config
 from fcos_core.modeling.detector import build_detection_model
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "configs")
-FILES = sorted(os.path.relpath(p, ROOT).replace(os.sep, "/") for p in glob.glob(os.path.join(ROOT, "**", "*.yaml"), recursive=True))
+PATHS = glob.glob(os.path.join(ROOT, "**", "*.yaml"), recursive=True)
+FILES = sorted(os.path.relpath(path, ROOT).replace(os.sep, "/") for path in PATHS)
 DEFORMABLE = [name for name in FILES if "dcnv2" in name]
 
 with gzip.open(os.path.join(os.path.dirname(__file__), "golden", "state_dicts.json.gz"), "rt") as stream:

@@ -15,8 +15,8 @@ ALLOWED = {
     "structures": {"layers"},
     "modeling": {"layers", "structures", "utils"},
     "solver": {"utils"},
-    # the lock that several processes making the built-in data set wait for is the one of the first-use build
-    "data": {"structures", "utils", "build", "layers"},
+    # from build: the lock that several processes making the built-in data set wait for; from config: the catalog
+    "data": {"structures", "utils", "build", "layers", "config"},
     "engine": {"data", "solver", "modeling", "structures", "layers", "utils", "config", "visualize"},
 }
 

@@ -69,8 +69,7 @@ _C.MODEL.RESNETS.STEM_FUNC = "StemWithFixedBatchNorm"
 _C.MODEL.RESNETS.RES5_DILATION = 1
 # Channels of the FPN, hence of the head.
 _C.MODEL.RESNETS.BACKBONE_OUT_CHANNELS = 256 * 4
-# Channels behind the first stage; doubled by each further one.  have a quarter of it unless it is changed:
-# the default stands for their 64.
+# Channels behind the first stage; doubled by each further one.  For the default stands for their 64.
 _C.MODEL.RESNETS.RES2_OUT_CHANNELS = 256
 _C.MODEL.RESNETS.STEM_OUT_CHANNELS = 64
 # Deformable convolution in the four stages, with (v2) or without (v1) modulation.

@@ -9,7 +9,6 @@ import logging
 
 from yacs.config import CfgNode
 
-from fcos_core.config import cfg as default_cfg
 from fcos_core.config import load_config
 from fcos_core.utils.checkpoint import Checkpointer, DetectronCheckpointer, find_weights, read_checkpoint
 
@@ -87,8 +86,7 @@ def _config_of(checkpoint, weights, opts):
             "restore_run: expected a checkpoint that carries its config, got {}, which does not; pass --config-file "
             "with the yaml file it was trained with".format(weights)
         )
-    cfg = default_cfg.clone()
-    cfg.defrost()
+    cfg, _ = load_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
     cfg.merge_from_list(list(opts))
     # The checkpoint's config holds every key, so only the options are known to have been asked for.

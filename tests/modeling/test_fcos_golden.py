@@ -192,7 +192,7 @@ def test_four_optimizer_steps(name):
     recipe.assert_close(history[0], golden["f32/sgd/losses"][0], TOLERANCES[name][0], "losses")
     loose = 1e-2 if "MNV2" in name else 1e-4
     recipe.assert_close(history, golden["f32/sgd/losses"], loose, "losses")
-    norms = [p.detach().norm().item() for p in model.parameters() if p.requires_grad]
+    norms = [p.detach().double().norm().item() for p in model.parameters() if p.requires_grad]
     recipe.assert_close(norms, golden["f32/sgd/param_l2_after"], 1e-5, "weights")
 
 
@@ -243,6 +243,8 @@ def test_head_options(variant, precision):
         # The two precisions of the original differ by up to 6e-3 here: the products cancel.
         assert abs(mine - dot) <= (1e-8 if exact else 5e-2) * max(norm, 1e-12), name
 
+    if prefix + "img0/boxes" not in HEADS:  # recorded for its losses only
+        return
     module.eval()
     with torch.no_grad():
         detections, _ = module(images, features)
