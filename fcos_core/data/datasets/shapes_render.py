@@ -17,13 +17,13 @@ SIZES = ((320, 240), (240, 320), (320, 192), (288, 288), (256, 320), (320, 256),
 EMPTY_PROBABILITY = 0.06
 MAX_OBJECTS = 8
 # (share, smallest, largest): object sizes in pixels, uniform in the logarithm within a band
-SIZE_BANDS = ((0.15, 8.0, 20.0), (0.50, 20.0, 60.0), (0.35, 60.0, 140.0))
+SIZE_BANDS = ((0.12, 8.0, 20.0), (0.48, 20.0, 60.0), (0.40, 60.0, 140.0))
 MIN_VISIBLE = 0.45   # part of an object that neither the border nor other objects may hide
 MIN_SIDE = 6         # pixels: a visible box is never thinner
 # Colour (R, G, B) that most objects of a class are near to, as blood cells or road signs are; the others have any.
 TYPICAL_COLOURS = ((215, 55, 55), (60, 90, 220), (225, 205, 60), (205, 75, 205), (60, 185, 80))
-TYPICAL_SHARE = 0.7
-COLOUR_SPREAD = 50   # per channel
+TYPICAL_SHARE = 0.85
+COLOUR_SPREAD = 40   # per channel
 MIN_CONTRAST = 110   # sum over R, G, B of the difference between an object and what lies behind it
 PLACING_TRIES = 6
 
