@@ -1,7 +1,6 @@
 """From a config to data loaders."""
 import bisect
 import logging
-import signal
 
 import torch
 import torch.utils.data
@@ -169,17 +168,9 @@ def make_data_loader(cfg, is_train=True, is_distributed=False, start_iter=0):
             batch_sampler=batches,
             collate_fn=BBoxAugCollator() if multi_scale else BatchCollator(cfg.DATALOADER.SIZE_DIVISIBILITY),
             pin_memory=_feeds_gpu(cfg) and not multi_scale,
-            worker_init_fn=_ignore_stop_signals,
             # Without a generator of its own the loader would draw from the global one and shift what follows.
             generator=torch.Generator().manual_seed(seed)))
     return loaders[0] if is_train else loaders
-
-
-def _ignore_stop_signals(worker_id):
-    """Let a worker outlive a signal to the whole process group (Ctrl-C, a scheduler's SIGTERM): the training process
-    needs it until the checkpoint is written, and ends it then."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _images_per_process(cfg, is_train, world, accumulate):

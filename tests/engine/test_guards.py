@@ -171,10 +171,14 @@ def test_third_interrupt_is_immediate():
     assert stop.requested == signal.SIGINT
 
 
-def test_loader_that_dies_of_the_same_signal_does_not_prevent_saving(tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated."), EOFError(), ConnectionResetError()],
+)
+def test_loader_that_dies_of_the_same_signal_does_not_prevent_saving(tmp_path, error):
     def die(batch):
         os.kill(os.getpid(), signal.SIGTERM)
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+        raise error
 
     with pytest.raises(TrainingInterrupted):
         train(tmp_path, 10, period=100, before={4: die})
