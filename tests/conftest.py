@@ -1,4 +1,5 @@
 """Fixtures shared by all tests."""
+import logging
 import random
 
 import numpy as np
@@ -21,6 +22,24 @@ def seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """A test that sets up the log of a run leaves no handlers behind, and hides no messages from later tests."""
+
+    def ours():
+        known = logging.root.manager.loggerDict
+        names = [name for name in known if name.split(".")[0] == "fcos_core"]
+        return [logging.getLogger(name) for name in names + ["fcos_core"]]
+
+    before = {logger: (list(logger.handlers), logger.level) for logger in ours()}
+    yield
+    for logger in ours():
+        handlers, level = before.get(logger, ([], logging.NOTSET))
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate, logger.disabled = True, False
 
 
 @pytest.fixture(params=devices())
