@@ -85,4 +85,22 @@ inline void check_shape(const char* function, const char* argument, const at::Te
              "see the docstring of the function");
 }
 
+#ifdef WITH_CUDA
+// Raises if the entry of a .cu file returned CUDA's message.
+inline void check_launch(const char* function, const char* error) {
+  TORCH_CHECK(error == nullptr, joined(function, ": the CUDA kernel failed with '", error ? error : "",
+                                       "'; if that speaks of a kernel image or a device function, "
+                                       "the library has no code for this GPU: "
+                                       "python -m fcos_core.build --force"));
+}
+#else
+// In a build without CUDA kernels, the CUDA key of an op that has no composite:
+//   m.impl("roi_align", torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+inline void without_cuda(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK(false, joined(op.schema().name(), ": expected tensors on the CPU, because fcos_core was "
+                            "built without CUDA kernels, got CUDA tensors; install the CUDA toolkit of "
+                            "this torch, then python -m fcos_core.build --force"));
+}
+#endif
+
 }  // namespace fcos_core

@@ -4,9 +4,15 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
+
+#ifdef WITH_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
 
 #include "kernel.h"
 
@@ -76,6 +82,41 @@ inline void* mutable_data(const at::Tensor& t) { return t.mutable_data_ptr(); }
 #else
 inline const void* const_data(const at::Tensor& t) { return t.data_ptr(); }
 inline void* mutable_data(const at::Tensor& t) { return t.data_ptr(); }
+#endif
+
+// Sizes that torch.compile may keep as symbols. A schema that takes sizes writes FCOS_SYMINT where it
+// would write int, its autograd code uses SymInt and sym_size; CPU and CUDA kernels take int64_t.
+#if FCOS_TORCH_AT_LEAST(2, 0)
+#define FCOS_SYMINT "SymInt"
+using SymInt = c10::SymInt;
+inline SymInt sym_size(const at::Tensor& t, int64_t dim) { return t.sym_size(dim); }
+inline SymInt to_symint(const c10::IValue& value) { return value.toSymInt(); }
+#else
+#define FCOS_SYMINT "int"
+using SymInt = int64_t;
+inline SymInt sym_size(const at::Tensor& t, int64_t dim) { return t.size(dim); }
+inline SymInt to_symint(const c10::IValue& value) { return value.toInt(); }
+#endif
+
+// Whether torch.use_deterministic_algorithms asks for the same bits each time. An op that cannot
+// give them calls at::globalContext().alertNotDeterministic(name), which raises or warns.
+inline bool wants_determinism() {
+#if FCOS_TORCH_AT_LEAST(1, 8)
+  return at::globalContext().deterministicAlgorithms();
+#else
+  return at::globalContext().deterministic();
+#endif
+}
+
+#ifdef WITH_CUDA
+// While it lives, the device of a tensor is the current one; `stream` is that device's current one,
+// as void* because headers of kernels know no CUDA type.
+struct CudaScope {
+  c10::cuda::CUDAGuard guard;
+  void* stream;
+  explicit CudaScope(const at::Tensor& t)
+      : guard(t.device()), stream(c10::cuda::getCurrentCUDAStream(t.device().index()).stream()) {}
+};
 #endif
 
 // The kernel's name of a floating dtype; check.h has refused all others before.

@@ -42,3 +42,115 @@ FCOS_HOST_DEVICE constexpr T ceil_div(T a, T b) {
 }
 
 }  // namespace fcos_core
+
+// ---- CUDA: for <op>_cuda.cu only -----------------------------------------------------------------
+// The entry of a .cu file is a plain function (declared in <op>.h inside #ifdef WITH_CUDA) that takes
+// raw pointers, sizes, a DType and the stream as void*, and returns null or CUDA's error message.
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+namespace fcos_core {
+
+using float16 = __half;
+
+// bfloat16 as its bits: CUDA's own type has, before CUDA 12, no conversions below sm_80.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// What numbers of a dtype are computed and summed in.
+template <typename T>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <typename T>
+using compute_t = typename ComputeType<T>::type;
+
+__device__ __forceinline__ double widen(double value) { return value; }
+__device__ __forceinline__ float widen(float value) { return value; }
+__device__ __forceinline__ float widen(float16 value) { return __half2float(value); }
+__device__ __forceinline__ float widen(bfloat16 value) {
+  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+}
+
+// Rounds to the nearest, ties to even; narrow<T>(x).
+template <typename T>
+__device__ __forceinline__ T narrow(compute_t<T> value) {
+  return static_cast<T>(value);
+}
+template <>
+__device__ __forceinline__ float16 narrow<float16>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ __forceinline__ bfloat16 narrow<bfloat16>(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  // a NaN whose payload would round to infinity stays one
+  if (value != value) return {static_cast<uint16_t>((bits >> 16) | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+// Kernels add float32 or float64 only: gradients of half dtypes are summed in float32.
+__device__ __forceinline__ void atomic_add(float* address, float value) {
+  atomicAdd(address, value);
+}
+__device__ __forceinline__ void atomic_add(double* address, double value) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 600
+  atomicAdd(address, value);
+#else
+  unsigned long long* bits = reinterpret_cast<unsigned long long*>(address);
+  unsigned long long seen = *bits, expected;
+  do {
+    expected = seen;
+    seen = atomicCAS(bits, expected,
+                     __double_as_longlong(value + __longlong_as_double(expected)));
+  } while (seen != expected);
+#endif
+}
+
+// N values moved at once; the address must be a multiple of its size.
+template <typename T, int N>
+struct alignas(N * sizeof(T)) Pack {
+  T values[N];
+};
+
+template <typename T, int N>
+__host__ __device__ __forceinline__ bool fits_pack(const T* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % (N * sizeof(T)) == 0;
+}
+
+constexpr int kThreads = 256;
+
+// Blocks for `count` work items of a kernel whose loop is FCOS_GRID_LOOP.
+inline unsigned grid_size(int64_t count, int threads = kThreads) {
+  const int64_t blocks = ceil_div<int64_t>(count, threads);
+  return static_cast<unsigned>(blocks < (1 << 20) ? (blocks > 0 ? blocks : 1) : (1 << 20));
+}
+
+// Index is int32_t or int64_t; with int32_t, count must stay below 2^31 - 2^28, or i would overflow.
+#define FCOS_GRID_LOOP(Index, i, count)                                                \
+  for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < (count); \
+       i += static_cast<Index>(gridDim.x) * blockDim.x)
+constexpr int64_t kMaxCount32 = (int64_t(1) << 31) - (int64_t(1) << 28);
+
+inline const char* error_text(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// After a launch: what is wrong with it, or null.
+inline const char* launch_error() { return error_text(cudaGetLastError()); }
+
+// return FCOS_DISPATCH(dtype, launch, arguments...);  calls launch<T>(arguments...)
+#define FCOS_DISPATCH(dtype, function, ...)                                       \
+  ((dtype) == ::fcos_core::DType::float64   ? function<double>(__VA_ARGS__)              \
+   : (dtype) == ::fcos_core::DType::float32 ? function<float>(__VA_ARGS__)               \
+   : (dtype) == ::fcos_core::DType::float16 ? function<::fcos_core::float16>(__VA_ARGS__) \
+                                            : function<::fcos_core::bfloat16>(__VA_ARGS__))
+
+}  // namespace fcos_core
+#endif  // __CUDACC__

@@ -24,6 +24,18 @@ def cxx_flags(kind, openmp):
     return flags
 
 
+def nvcc_flags():
+    """Flags to compile one CUDA source; torch adds its architectures and its `-std`.
+
+    No fast-math: sample positions and IoU thresholds must not depend on it.  -lineinfo costs nothing at run time and
+    lets profilers and compute-sanitizer name lines.
+
+    Returns:
+        list[str]: flags.
+    """
+    return ["-O3", "-lineinfo"]
+
+
 def link_flags(kind, openmp):
     """Flags to link the library.
 

@@ -73,6 +73,11 @@ def host_sources(csrc):
     return sources
 
 
+def cuda_sources(csrc):
+    """List the files for nvcc, see `find`."""
+    return find(csrc, _DEVICE)
+
+
 def headers(csrc):
     """List the headers, see `find`."""
     return find(csrc, _HEADERS)

@@ -11,6 +11,8 @@ import os
 import sys
 import sysconfig
 
+from fcos_core.build import toolkits
+
 # key -> how it is called in a message; order is the order of the message
 RUNTIME = (
     ("torch", "torch"),
@@ -18,12 +20,13 @@ RUNTIME = (
     ("torch_cuda", "torch's CUDA"),
     ("python", "Python"),
     ("platform", "platform"),
+    ("kernels", "kernels"),
     ("sources", "sources"),
 )
 TOOLS = ("compiler",)
 
 
-def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler="", libc=""):
+def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler="", libc="", with_cuda=False):
     """Make a stamp from its ingredients.
 
     Args:
@@ -35,6 +38,8 @@ def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler=
         sources (str): hash of the sources.
         compiler (str): what the compiler says about itself.
         libc (str): such as "glibc 2.31"; a library needs at least the version it was built with.
+        with_cuda (bool): whether the CUDA kernels are in the library, or wanted; a library that has them serves a
+            process that does not want them, too.
 
     Returns:
         dict[str, str]: the stamp.
@@ -45,6 +50,7 @@ def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler=
         "torch_cuda": str(torch_cuda or "none"),
         "python": python,
         "platform": platform_name,
+        "kernels": "cuda" if with_cuda else "cpu",
         "sources": sources,
         "compiler": compiler,
         "libc": libc,
@@ -72,6 +78,7 @@ def collect(sources, compiler=""):
         sources=sources,
         compiler=compiler,
         libc=libc_version(),
+        with_cuda=toolkits.wanted_here(torch),
     )
 
 
@@ -109,7 +116,10 @@ def misfit(built, wanted):
     reasons = []
     for key, name in RUNTIME:
         if built.get(key) != wanted[key]:
-            if key == "sources":
+            if key == "kernels":
+                if wanted[key] == "cuda":
+                    reasons.append("built without CUDA kernels")
+            elif key == "sources":
                 reasons.append("built from other sources")
             else:
                 reasons.append("built for {} {}, this is {}".format(name, built.get(key, "unknown"), wanted[key]))

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 
-from fcos_core.build import compiler, flags, jobs, sources, stamp
+from fcos_core.build import compiler, flags, jobs, sources, stamp, toolkits
 from fcos_core.build.errors import BuildError
 
 
@@ -36,6 +36,10 @@ def compile_library(csrc, output, temporary):
     command = compiler.find_compiler()
     description = compiler.describe(command)
     built_for = stamp.collect(sources.source_hash(csrc), description)
+    with_cuda = built_for["kernels"] == "cuda"
+    if with_cuda:
+        # torch looks for it when it is imported, in fewer places
+        os.environ["CUDA_HOME"] = toolkits.find_cuda_home()
     ninja = jobs.find_ninja()
     with_ninja = jobs.use_ninja(os.environ, platform.system(), ninja)
     number = jobs.max_jobs(os.environ, jobs.available_cores(), jobs.available_memory())
@@ -49,9 +53,10 @@ def compile_library(csrc, output, temporary):
     # sources are relative to here, see sources.find
     os.chdir(os.path.dirname(csrc))
     print(
-        "building the fcos_core ops for torch {} ({}), Python {}, with {}, {}".format(
+        "building the fcos_core ops for torch {} ({}), {}, Python {}, with {}, {}".format(
             built_for["torch"],
             "CUDA {}".format(built_for["torch_cuda"]) if built_for["torch_cuda"] != "none" else "CPU",
+            "CPU and CUDA kernels of {}".format(os.environ["CUDA_HOME"]) if with_cuda else "CPU kernels",
             platform.python_version(),
             description,
             "ninja and {} jobs".format(number) if with_ninja else "without ninja, one file at a time",
@@ -59,12 +64,12 @@ def compile_library(csrc, output, temporary):
         flush=True,
     )
     try:
-        library = _run_build_ext(csrc, description, temporary, with_ninja)
+        library = _run_build_ext(csrc, description, temporary, with_ninja, with_cuda)
     except MissingObjects as error:
         if not with_ninja or os.environ.get("FCOS_CORE_NINJA"):
             raise
         print("{}\ntrying once more without ninja".format(error), flush=True)
-        library = _run_build_ext(csrc, description, temporary, False)
+        library = _run_build_ext(csrc, description, temporary, False, with_cuda)
     os.makedirs(output, exist_ok=True)
     target = os.path.join(output, stamp.library_name())
     partial = "{}.{}".format(target, os.getpid())
@@ -74,35 +79,38 @@ def compile_library(csrc, output, temporary):
     return target
 
 
-def make_extension(csrc, description):
+def make_extension(csrc, description, with_cuda):
     """Describe the library to setuptools.
 
     Args:
         csrc (str): the source folder; the current folder is its parent.
         description (str): what the compiler says about itself.
+        with_cuda (bool): whether the CUDA kernels are compiled.
 
     Returns:
         setuptools.Extension: with torch's include and library folders.
     """
     import torch
-    from torch.utils.cpp_extension import CppExtension
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     family = compiler.kind(description)
     openmp = "parallel backend: OpenMP" in torch.__config__.parallel_info()
-    return CppExtension(
+    extension = CUDAExtension if with_cuda else CppExtension
+    return extension(
         "fcos_core._ext",
-        sources.host_sources(csrc),
+        sources.host_sources(csrc) + (sources.cuda_sources(csrc) if with_cuda else []),
         include_dirs=[csrc],
+        define_macros=[("WITH_CUDA", None)] if with_cuda else [],
         depends=sources.headers(csrc),
-        extra_compile_args={"cxx": flags.cxx_flags(family, openmp), "nvcc": []},
+        extra_compile_args={"cxx": flags.cxx_flags(family, openmp), "nvcc": flags.nvcc_flags()},
         extra_link_args=flags.link_flags(family, openmp),
     )
 
 
-def _run_build_ext(csrc, description, temporary, with_ninja):
+def _run_build_ext(csrc, description, temporary, with_ninja, with_cuda):
     from setuptools import Distribution
 
-    distribution = Distribution({"name": "fcos_core", "ext_modules": [make_extension(csrc, description)]})
+    distribution = Distribution({"name": "fcos_core", "ext_modules": [make_extension(csrc, description, with_cuda)]})
     command = checked_build_ext()(distribution, use_ninja=with_ninja)
     command.build_temp = temporary
     command.build_lib = os.path.join(temporary, "lib")
