@@ -24,6 +24,7 @@ OTHER = {
     "python": ".cpython-312-x86_64-linux-gnu.so",
     "platform_name": "linux-aarch64",
     "sources": "bbbb",
+    "with_cuda": True,
 }
 
 
@@ -44,6 +45,13 @@ def test_compiler_changes_object_folder_but_library_stays_usable():
     assert stamp.tool_digest(built) != stamp.tool_digest(here)
     assert stamp.misfit(built, here) == ""
     assert stamp.runtime_digest(built) == stamp.runtime_digest(here)
+
+
+def test_a_library_with_cuda_kernels_serves_a_process_without_a_gpu():
+    """A login node loads what a GPU node built; the other way round it is stale."""
+    cpu, cuda = stamp.make(**INGREDIENTS), stamp.make(with_cuda=True, **INGREDIENTS)
+    assert stamp.misfit(cuda, cpu) == ""
+    assert stamp.misfit(cpu, cuda) == "built without CUDA kernels"
 
 
 def test_objects_of_other_sources_share_a_folder():

@@ -20,6 +20,7 @@ from fcos_core.engine.bbox_aug import (
 )
 from fcos_core.engine.forward import evaluation_mode
 from fcos_core.structures.bounding_box import BoxList
+from tests.thin import thin_config
 
 CPU = torch.device("cpu")
 
@@ -166,43 +167,8 @@ def test_the_real_model_through_all_passes():
     """FCOS leaves NMS and cut to the merging: more boxes than the limit leave a pass, no more leave the merge."""
     from fcos_core.modeling.detector import build_detection_model
 
-    cfg = default_cfg.clone()
-    cfg.merge_from_list(
-        [
-            "MODEL.BACKBONE.CONV_BODY",
-            "R-50-FPN-RETINANET",
-            "MODEL.RESNETS.BACKBONE_OUT_CHANNELS",
-            64,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS",
-            16,
-            "MODEL.RESNETS.WIDTH_PER_GROUP",
-            4,
-            "MODEL.RESNETS.STEM_OUT_CHANNELS",
-            8,
-            "MODEL.RETINANET.USE_C5",
-            False,
-            "MODEL.FCOS.NUM_CONVS",
-            1,
-            "MODEL.FCOS.NUM_CLASSES",
-            3,
-            "MODEL.FCOS.INFERENCE_TH",
-            0.001,
-            "TEST.BBOX_AUG.ENABLED",
-            True,
-            "TEST.BBOX_AUG.H_FLIP",
-            True,
-            "TEST.BBOX_AUG.SCALES",
-            (128,),
-            "INPUT.MIN_SIZE_TEST",
-            96,
-            "INPUT.MAX_SIZE_TEST",
-            200,
-            "DATALOADER.SIZE_DIVISIBILITY",
-            32,
-            "TEST.DETECTIONS_PER_IMG",
-            20,
-        ]
-    )
+    passes = ["TEST.BBOX_AUG.ENABLED", True, "TEST.BBOX_AUG.H_FLIP", True, "TEST.BBOX_AUG.SCALES", (128,)]
+    cfg = thin_config("TEST.DETECTIONS_PER_IMG", 20, *passes)
     made = make_bbox_aug(cfg)
     with evaluation_mode(build_detection_model(cfg)) as model:
         (one_pass,) = im_detect_bbox(model, [picture()], 96, 200, CPU, settings=made)

@@ -11,9 +11,9 @@ from PIL import Image
 
 pytest.importorskip("cv2")
 
-from fcos_core.config import cfg as default_cfg  # noqa: E402
 from fcos_core.engine.demo import UnreadableError, find_inputs, read_picture  # noqa: E402
 from fcos_core.modeling.detector import build_detection_model  # noqa: E402
+from tests.thin import thin_config  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -28,37 +28,7 @@ def load_tool(name):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A checkpoint of an untrained model of two classes that carries its config."""
-    cfg = default_cfg.clone()
-    cfg.merge_from_list(
-        [
-            "MODEL.DEVICE",
-            "cpu",
-            "MODEL.BACKBONE.CONV_BODY",
-            "R-50-FPN-RETINANET",
-            "MODEL.RESNETS.BACKBONE_OUT_CHANNELS",
-            64,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS",
-            16,
-            "MODEL.RESNETS.WIDTH_PER_GROUP",
-            4,
-            "MODEL.RESNETS.STEM_OUT_CHANNELS",
-            8,
-            "MODEL.RETINANET.USE_C5",
-            False,
-            "MODEL.FCOS.NUM_CONVS",
-            1,
-            "MODEL.FCOS.NUM_CLASSES",
-            3,
-            "MODEL.FCOS.INFERENCE_TH",
-            0.001,
-            "INPUT.MIN_SIZE_TEST",
-            96,
-            "INPUT.MAX_SIZE_TEST",
-            200,
-            "DATALOADER.SIZE_DIVISIBILITY",
-            32,
-        ]
-    )
+    cfg = thin_config()
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model_final.pth"
     content = {"model": build_detection_model(cfg).state_dict(), "config": cfg.dump(), "categories": ["cat", "dog"]}

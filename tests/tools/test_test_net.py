@@ -13,9 +13,9 @@ from PIL import Image
 
 pytest.importorskip("pycocotools")
 
-from fcos_core.config import cfg as default_cfg  # noqa: E402
 from fcos_core.engine.predictions import load_predictions  # noqa: E402
 from fcos_core.modeling.detector import build_detection_model  # noqa: E402
+from tests.thin import thin_config  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TOOL = os.path.join(ROOT, "tools", "test_net.py")
@@ -43,43 +43,8 @@ def trained(tmp_path):
         json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
     with open(str(tmp_path / "bare.json"), "w") as f:
         json.dump({"images": images, "categories": categories}, f)
-    cfg = default_cfg.clone()
-    cfg.merge_from_list(
-        [
-            "MODEL.DEVICE",
-            "cpu",
-            "MODEL.BACKBONE.CONV_BODY",
-            "R-50-FPN-RETINANET",
-            "MODEL.RESNETS.BACKBONE_OUT_CHANNELS",
-            64,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS",
-            16,
-            "MODEL.RESNETS.WIDTH_PER_GROUP",
-            4,
-            "MODEL.RESNETS.STEM_OUT_CHANNELS",
-            8,
-            "MODEL.RETINANET.USE_C5",
-            False,
-            "MODEL.FCOS.NUM_CONVS",
-            1,
-            "MODEL.FCOS.NUM_CLASSES",
-            3,
-            "MODEL.FCOS.INFERENCE_TH",
-            0.001,
-            "INPUT.MIN_SIZE_TEST",
-            96,
-            "INPUT.MAX_SIZE_TEST",
-            200,
-            "DATALOADER.SIZE_DIVISIBILITY",
-            32,
-            "DATALOADER.NUM_WORKERS",
-            0,
-            "TEST.IMS_PER_BATCH",
-            2,
-            "DATASETS.TEST",
-            ("{}:{}".format(tmp_path / "instances.json", tmp_path),),
-        ]
-    )
+    data = "{}:{}".format(tmp_path / "instances.json", tmp_path)
+    cfg = thin_config("DATALOADER.NUM_WORKERS", 0, "TEST.IMS_PER_BATCH", 2, "DATASETS.TEST", (data,))
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(0)
