@@ -135,3 +135,21 @@ def batched_inputs(device="cpu", dtype=torch.float32):
         ("not contiguous", spread, scores.t().contiguous().t(), padded),
     ]
     return [Sample(n, b.to(device, dtype), s.to(device, dtype), t.to(device)) for n, b, s, t in cases]
+
+
+def exercise(device, dtype, small):
+    """Call the three operators on every sample; returns the number of calls."""
+    from fcos_core import layers
+
+    calls = 0
+    for _, boxes, scores, labels in sample_inputs(device, dtype):
+        if small and len(boxes) > 1000:
+            boxes, scores, labels = boxes[:500], scores[:500], labels[:500]
+        for threshold in (0.0, 0.5):
+            layers.nms(boxes, scores, threshold)
+            layers.ml_nms(boxes, scores, labels, threshold)
+            calls += 2
+    for _, boxes, scores, labels in batched_inputs(device, dtype):
+        layers.batched_nms(boxes, scores, labels, 0.5)
+        calls += 1
+    return calls

@@ -65,3 +65,18 @@ def sample_inputs(device="cpu", dtype=torch.float32, requires_grad=False):
         samples.append(Sample(name, x, t.to(device)))
     assert not samples[-1].logits.is_contiguous()
     return samples
+
+
+def exercise(device, dtype, small):
+    """Call the operator forward and backward on every sample; returns the number of calls."""
+    from fcos_core.layers import sigmoid_focal_loss as op
+
+    calls = 0
+    for _, logits, targets in sample_inputs(device, dtype, requires_grad=True):
+        if small and logits.numel() > 5000:
+            continue
+        for gamma in (2.0, 1.5):
+            for reduction in ("none", "sum"):
+                op(logits, targets, gamma, 0.25, reduction=reduction).sum().backward()
+                calls += 2
+    return calls
