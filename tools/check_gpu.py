@@ -31,8 +31,7 @@ SANITIZERS = {
 
 def find_sanitizer():
     """Path of compute-sanitizer, on PATH or in the toolkit; None if there is none."""
-    home = toolkits.find_cuda_home()
-    folders = [os.environ.get("PATH", "")] + ([os.path.join(home, "bin")] if home else [])
+    folders = [os.environ.get("PATH", "")] + [os.path.join(found.home, "bin") for found in toolkits.find_toolkits()]
     return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
 
 

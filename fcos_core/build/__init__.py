@@ -7,8 +7,9 @@ built into the cache (cache.py), once, under a lock (lock.py), however many proc
 
 Nothing here needs torch, numpy or the rest of the package to be imported, so that setup.py can use it in an empty
 environment.  Environment variables: FCOS_CORE_CACHE (folder for libraries built at first use), FCOS_CORE_NINJA (1 or
-0), MAX_JOBS (compilers at a time), CXX (compiler), CXXFLAGS and CFLAGS (appended), TORCH_BUILD_ENV (the environment
-whose torch to build against, for front ends that hide it).
+0), MAX_JOBS (compilers at a time), CXX (compiler), CXXFLAGS and CFLAGS (appended), FORCE_CUDA (1: CUDA kernels also
+where there is no GPU; 0: none), CUDA_HOME (toolkit), TORCH_CUDA_ARCH_LIST (architectures), TORCH_BUILD_ENV (the
+environment whose torch to build against, for front ends that hide it).
 """
 
 from fcos_core.build.errors import BuildError

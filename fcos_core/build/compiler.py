@@ -34,6 +34,26 @@ def find_compiler(environ=os.environ, system=None):
     raise BuildError("find_compiler: " + NO_COMPILER)
 
 
+def one_word(command, folder):
+    """Return a program that is the command, for torch, which takes the first word of CXX and drops the others.
+
+    Args:
+        command (list[str]): such as ["ccache", "g++"].
+        folder (str): where a script may be written; made if need be.
+
+    Returns:
+        str: the command itself if it has one word.
+    """
+    if len(command) == 1:
+        return command[0]
+    os.makedirs(folder, exist_ok=True)
+    script = os.path.join(folder, "cxx")
+    with open(script, "w") as stream:
+        stream.write('#!/bin/sh\nexec {} "$@"\n'.format(" ".join(shlex.quote(word) for word in command)))
+    os.chmod(script, 0o755)
+    return script
+
+
 def describe(command):
     """Return the first line that a compiler says about itself, for the stamp and the log."""
     arguments = [] if command == ["cl"] else ["--version"]

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from fcos_core.build import cache, errors, sources, stamp
+from fcos_core.build import arch, cache, errors, sources, stamp, toolkits
 from fcos_core.build.errors import BuildError
 from fcos_core.build.lock import FileLock
 
@@ -34,16 +34,35 @@ def ensure_extension(force=False):
         BuildError: with the cause and what to type, if there is none and none can be built.
     """
     csrc = sources.csrc_dir()
-    wanted = stamp.collect("" if csrc is None else sources.source_hash(csrc))
+    wanted = stamp.collect("" if csrc is None else sources.source_hash(csrc), archs=_archs_wanted())
     installed = os.path.join(package_dir(), stamp.library_name())
     if csrc is None:
         return _without_sources(installed, wanted)
     reason = "asked for" if force else stamp.check(installed, wanted)
+    if reason and wanted["kernels"] == "cuda" and not _can_compile_cuda():
+        # the CPU kernels and, for some operators, compositions of torch's own serve until there is a toolkit
+        wanted = dict(wanted, kernels="cpu", archs="")
+        reason = "asked for" if force else stamp.check(installed, wanted)
     if not reason:
         return installed
     return find_or_build(
         wanted, cache.libraries_dir(), lambda folder, log: _compile(csrc, folder, log), reason=reason, force=force
     )
+
+
+def _archs_wanted():
+    """Architectures of the GPUs of this process for its stamp; None where CUDA kernels are not wanted."""
+    import torch
+
+    forced = os.environ.get("FORCE_CUDA")
+    gpus = [] if forced == "0" else arch.of_gpus(torch)
+    return arch.render([(gpu, False) for gpu in gpus]) if gpus or forced == "1" else None
+
+
+def _can_compile_cuda():
+    import torch
+
+    return toolkits.wanted_here(torch)[0] is not None
 
 
 def package_dir():

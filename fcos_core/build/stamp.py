@@ -11,7 +11,7 @@ import os
 import sys
 import sysconfig
 
-from fcos_core.build import toolkits
+from fcos_core.build import arch
 
 # key -> how it is called in a message; order is the order of the message
 RUNTIME = (
@@ -23,10 +23,10 @@ RUNTIME = (
     ("kernels", "kernels"),
     ("sources", "sources"),
 )
-TOOLS = ("compiler",)
+TOOLS = ("compiler", "archs")
 
 
-def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler="", libc="", with_cuda=False):
+def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler="", libc="", archs=None):
     """Make a stamp from its ingredients.
 
     Args:
@@ -38,8 +38,8 @@ def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler=
         sources (str): hash of the sources.
         compiler (str): what the compiler says about itself.
         libc (str): such as "glibc 2.31"; a library needs at least the version it was built with.
-        with_cuda (bool): whether the CUDA kernels are in the library, or wanted; a library that has them serves a
-            process that does not want them, too.
+        archs (str or None): architectures of the CUDA kernels, see arch.py: of a library those that it was compiled
+            for, of a process those of its GPUs; None without CUDA kernels, or where they are not wanted.
 
     Returns:
         dict[str, str]: the stamp.
@@ -50,19 +50,21 @@ def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler=
         "torch_cuda": str(torch_cuda or "none"),
         "python": python,
         "platform": platform_name,
-        "kernels": "cuda" if with_cuda else "cpu",
+        "kernels": "cpu" if archs is None else "cuda",
         "sources": sources,
         "compiler": compiler,
         "libc": libc,
+        "archs": archs or "",
     }
 
 
-def collect(sources, compiler=""):
+def collect(sources, compiler="", archs=None):
     """Make the stamp of this process; imports torch.
 
     Args:
         sources (str): hash of the sources.
         compiler (str): what the compiler says about itself; not needed to look for a library.
+        archs (str or None): as for `make`.
 
     Returns:
         dict[str, str]: see `make`.
@@ -78,7 +80,7 @@ def collect(sources, compiler=""):
         sources=sources,
         compiler=compiler,
         libc=libc_version(),
-        with_cuda=toolkits.wanted_here(torch),
+        archs=archs,
     )
 
 
@@ -95,7 +97,7 @@ def digest(stamp, keys=None):
 
 def runtime_digest(stamp):
     """Hash what a process asks of a library: the name of its folder in the cache."""
-    return digest(stamp, [key for key, _ in RUNTIME])
+    return digest(stamp, [key for key, _ in RUNTIME] + ["archs"])
 
 
 def tool_digest(stamp):
@@ -117,12 +119,17 @@ def misfit(built, wanted):
     for key, name in RUNTIME:
         if built.get(key) != wanted[key]:
             if key == "kernels":
+                # those of the GPU are in none of the others' way
                 if wanted[key] == "cuda":
                     reasons.append("built without CUDA kernels")
             elif key == "sources":
                 reasons.append("built from other sources")
             else:
                 reasons.append("built for {} {}, this is {}".format(name, built.get(key, "unknown"), wanted[key]))
+    built_archs = arch.parse(built.get("archs", ""))
+    for gpu, _ in arch.parse(wanted["archs"]):
+        if built.get("kernels") == "cuda" and not arch.covers(built_archs, gpu):
+            reasons.append("without code for this GPU (sm_{}), only for {}".format(gpu, built["archs"]))
     if _libc_tuple(built.get("libc", "")) > _libc_tuple(wanted["libc"]):
         reasons.append("built with {}, this is {}".format(built["libc"], wanted["libc"]))
     return "; ".join(reasons)

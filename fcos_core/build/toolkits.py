@@ -1,109 +1,129 @@
-"""Which CUDA toolkit compiles the kernels, and whether they are compiled at all.
+"""Which CUDA toolkits there are, which one compiles the kernels, and whether they are compiled at all.
 
 Importable without torch; what torch says comes in as plain values.
 """
 
+import glob
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+from typing import NamedTuple, Tuple
 
 from fcos_core.build.errors import BuildError
 
 
-def wants_cuda(environ, torch_cuda, gpu_visible, nvcc_version):
-    """Decide whether the CUDA kernels are compiled.
+class Toolkit(NamedTuple):
+    """One CUDA toolkit: its folder, its version (major, minor), and where it was found."""
+
+    home: str
+    version: Tuple[int, int]
+    origin: str
+
+    def __str__(self):
+        return "CUDA {}.{} in {} ({})".format(self.version[0], self.version[1], self.home, self.origin)
+
+
+# ---- where they lie
+
+
+def candidate_folders(environ, platform=sys.platform, prefix=sys.prefix, site=None, listing=glob.glob):
+    """List the folders where a toolkit may lie, the most deliberate first.
 
     Args:
-        environ (dict): environment variables; FORCE_CUDA=1 compiles them on a machine without a GPU, FORCE_CUDA=0
-            leaves them out.
-        torch_cuda (str or None): CUDA version of torch; None for a CPU build.
-        gpu_visible (bool): whether torch sees a GPU.
-        nvcc_version (tuple[int, int] or None): version of the toolkit, None if there is none.
+        environ (dict): environment variables.
+        platform (str): `sys.platform`.
+        prefix (str): the Python environment, which conda also installs toolkits into.
+        site (str or None): its site-packages; pip's nvidia packages lie below.
+        listing (callable): `glob.glob`.
 
     Returns:
-        bool: the decision.
-
-    Raises:
-        BuildError: if FORCE_CUDA has another value, or asks for what cannot be done.
+        list[tuple[str, str]]: folder and origin; folders need not exist.
     """
-    asked = environ.get("FORCE_CUDA", "")
-    if asked not in ("", "0", "1"):
-        raise BuildError("wants_cuda: expected FORCE_CUDA to be 0 or 1, got {!r}; unset it".format(asked))
-    if asked == "0":
-        return False
-    if asked == "1":
-        if not torch_cuda:
-            raise BuildError("wants_cuda: FORCE_CUDA is 1 but this torch is a CPU build; install one with CUDA")
-        if nvcc_version is None:
-            raise BuildError(
-                "wants_cuda: FORCE_CUDA is 1 but there is no nvcc; install the CUDA toolkit {} and name its folder "
-                "by CUDA_HOME".format(torch_cuda)
-            )
-        return True
-    return bool(torch_cuda) and gpu_visible and fits(nvcc_version, torch_cuda)
+    windows = platform == "win32"
+    found = [(clean(environ.get(name)), name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    # the installer of Windows leaves one of these for each version
+    versions = sorted((name for name in environ if re.match(r"CUDA_PATH_V\d+_\d+$", name)), key=_numbers, reverse=True)
+    found += [(clean(environ[name]), name) for name in versions]
+    nvcc = shutil.which("nvcc", path=environ.get("PATH"))
+    if nvcc:
+        found.append((_home_of(nvcc), "PATH"))
+    patterns = ["/usr/local/cuda", "/usr/local/cuda-*", "/opt/cuda", "/opt/cuda-*", "/usr/lib/cuda"]
+    if windows:
+        programs = clean(environ.get("ProgramFiles")) or r"C:\Program Files"
+        patterns = [programs + r"\NVIDIA GPU Computing Toolkit\CUDA\v*"]
+    for pattern in patterns:
+        matches = listing(pattern) if "*" in pattern else [pattern]
+        found += [(folder, "usual place") for folder in sorted(matches, key=_numbers, reverse=True)]
+    for folder in (clean(environ.get("CONDA_PREFIX")), prefix):
+        if folder:
+            found.append((os.path.join(folder, "Library") if windows else folder, "conda"))
+    site = sysconfig.get_paths()["platlib"] if site is None else site
+    found += [(folder, "pip") for folder in sorted(listing(os.path.join(site, "nvidia", "cu1[3-9]")), reverse=True)]
+    found.append((os.path.join(site, "nvidia", "cuda_nvcc"), "pip"))
+    return [(folder, origin) for folder, origin in found if folder]
 
 
-def wanted_here(torch):
-    """`wants_cuda` for this process.
+def clean(value):
+    """Return a path from an environment variable without what people's shells left on it.
 
-    Args:
-        torch (module): the imported torch.
-
-    Returns:
-        bool: the decision.
+    Quotes, blanks, and the separators of a list: "/usr/local/cuda-11.3:" is what `CUDA_HOME=$CUDA_HOME:...` makes of
+    an empty variable, and a trailing ";" its kin on Windows.
     """
-    gpu_visible = bool(torch.version.cuda) and torch.cuda.is_available()
-    # nvcc is asked only where the answer matters
-    version = nvcc_version(find_cuda_home()) if gpu_visible or os.environ.get("FORCE_CUDA") == "1" else None
-    return wants_cuda(os.environ, torch.version.cuda, gpu_visible, version)
+    return os.path.expanduser((value or "").strip(" \t'\";:"))
 
 
-def fits(nvcc_version, torch_cuda):
-    """Whether kernels of this nvcc link with a torch of this CUDA version: the major versions must agree."""
-    return nvcc_version is not None and nvcc_version[0] == int(torch_cuda.split(".")[0])
+def _numbers(text):
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
-def find_cuda_home(environ=os.environ):
-    """Find the folder of a CUDA toolkit.
-
-    Args:
-        environ (dict): environment variables; CUDA_HOME and CUDA_PATH come first, then nvcc along PATH, then the
-            usual place.
-
-    Returns:
-        str or None: a folder with bin/nvcc in it.
-    """
-    candidates = [environ.get("CUDA_HOME"), environ.get("CUDA_PATH")]
-    on_path = shutil.which("nvcc", path=environ.get("PATH"))
-    if on_path:
-        candidates.append(_home_of(on_path))
-    candidates.append("/usr/local/cuda")
-    for folder in candidates:
-        if folder and os.path.isfile(nvcc_of(folder)):
-            return os.path.abspath(folder)
-    return None
-
-
-def nvcc_of(cuda_home):
-    """Path of nvcc in a toolkit's folder."""
-    return os.path.join(cuda_home, "bin", "nvcc.exe" if sys.platform == "win32" else "nvcc")
+def nvcc_of(home):
+    """Return the path of nvcc in a toolkit's folder."""
+    return os.path.join(home, "bin", "nvcc.exe" if sys.platform == "win32" else "nvcc")
 
 
 def _home_of(nvcc):
     """Folder of the toolkit of an nvcc on PATH, which may be a script that calls the real one: nvcc says where."""
-    output = _run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull])
-    top = re.search(r"^#\$ TOP=(.*)$", output, re.MULTILINE)
+    top = re.search(r"^#\$ TOP=(.*)$", _run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]), re.MULTILINE)
     return top.group(1).strip() if top else os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))
 
 
-def nvcc_version(cuda_home):
-    """Return (major, minor) of a toolkit, or None if its nvcc does not say."""
-    if cuda_home is None:
+def read_version(home):
+    """Return (major, minor) of the toolkit in a folder, or None.
+
+    Asks its nvcc; where that does not run (a folder of another system), reads its version.json.
+    """
+    found = re.search(r"release (\d+)\.(\d+)", _run([nvcc_of(home), "--version"]))
+    if found:
+        return int(found.group(1)), int(found.group(2))
+    try:
+        with open(os.path.join(home, "version.json")) as stream:
+            content = json.load(stream)
+        found = re.match(r"(\d+)\.(\d+)", (content.get("cuda_nvcc") or content["cuda"])["version"])
+        return int(found.group(1)), int(found.group(2))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    found = re.search(r"release (\d+)\.(\d+)", _run([nvcc_of(cuda_home), "--version"]))
-    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def find_toolkits(environ=os.environ):
+    """List the toolkits of this machine that have an nvcc, the most deliberate first, each once.
+
+    Returns:
+        list[Toolkit]: may be empty.
+    """
+    toolkits, seen = [], set()
+    for folder, origin in candidate_folders(environ):
+        real = os.path.realpath(folder)
+        if real in seen or not os.path.isfile(nvcc_of(folder)):
+            continue
+        seen.add(real)
+        version = read_version(folder)
+        if version is not None:
+            toolkits.append(Toolkit(os.path.abspath(folder), version, origin))
+    return toolkits
 
 
 def _run(command):
@@ -114,3 +134,80 @@ def _run(command):
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.decode(errors="replace")
+
+
+# ---- which one
+
+
+def choose(toolkits, torch_cuda):
+    """Take the toolkit whose version is nearest to that of torch, within the same major version.
+
+    Libraries of one CUDA major version work together, those of two do not.  Among equally near ones the first, so
+    CUDA_HOME wins over what lies about on the disk.
+
+    Args:
+        toolkits (list[Toolkit]): see `find_toolkits`.
+        torch_cuda (str): CUDA version of torch, such as "11.3".
+
+    Returns:
+        tuple[Toolkit or None, str]: the choice and, in one sentence, why.
+    """
+    wanted = tuple(int(part) for part in torch_cuda.split(".")[:2])
+    fitting = [toolkit for toolkit in toolkits if toolkit.version[0] == wanted[0]]
+    if not fitting:
+        there = "; ".join(map(str, toolkits)) or "none"
+        return None, (
+            "no CUDA {} toolkit for this torch, which was built with CUDA {}; found: {}; install CUDA {} and, if it "
+            "lies in an unusual place, name its folder by CUDA_HOME".format(wanted[0], torch_cuda, there, torch_cuda)
+        )
+    best = min(fitting, key=lambda toolkit: abs(toolkit.version[1] - wanted[1]))
+    why = "the version of this torch"
+    if best.version != wanted:
+        why = "nearest to CUDA {} of this torch; another minor version is fine".format(torch_cuda)
+    first = toolkits[0]
+    if best is not first and first.origin in ("CUDA_HOME", "CUDA_PATH"):
+        why += "; {} names CUDA {}.{}, which does not fit as well".format(first.origin, *first.version)
+    return best, "{}: {}".format(best, why)
+
+
+def wants_cuda(environ, torch_cuda, gpu_visible, toolkits):
+    """Decide whether the CUDA kernels are compiled, and by which toolkit.
+
+    Args:
+        environ (dict): environment variables; FORCE_CUDA=1 compiles them on a machine without a GPU, FORCE_CUDA=0
+            leaves them out.
+        torch_cuda (str or None): CUDA version of torch; None for a CPU build.
+        gpu_visible (bool): whether torch sees a GPU.
+        toolkits (callable): returns the toolkits; called only where the answer depends on it.
+
+    Returns:
+        tuple[Toolkit or None, str]: the toolkit, None for a library without CUDA kernels; and why.
+
+    Raises:
+        BuildError: if FORCE_CUDA has another value, or asks for what cannot be done.
+    """
+    asked = environ.get("FORCE_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise BuildError("wants_cuda: expected FORCE_CUDA to be 0 or 1, got {!r}; unset it".format(asked))
+    if asked == "0":
+        return None, "FORCE_CUDA is 0"
+    if not torch_cuda:
+        if asked == "1":
+            raise BuildError("wants_cuda: FORCE_CUDA is 1 but this torch is a CPU build; install one with CUDA")
+        return None, "this torch is a CPU build"
+    if not gpu_visible and asked != "1":
+        return None, "torch sees no GPU (FORCE_CUDA=1 compiles the CUDA kernels all the same)"
+    toolkit, why = choose(toolkits(), torch_cuda)
+    if toolkit is None and asked == "1":
+        raise BuildError("wants_cuda: FORCE_CUDA is 1 but there is " + why)
+    return toolkit, why
+
+
+def wanted_here(torch):
+    """`wants_cuda` for this process.
+
+    Args:
+        torch (module): the imported torch.
+    """
+    gpu_visible = bool(torch.version.cuda) and torch.cuda.is_available()
+    return wants_cuda(os.environ, torch.version.cuda, gpu_visible, find_toolkits)

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 
-from fcos_core.build import compiler, flags, jobs, sources, stamp, toolkits
+from fcos_core.build import arch, compiler, flags, jobs, sources, stamp, toolkits
 from fcos_core.build.errors import BuildError
 
 
@@ -35,11 +35,19 @@ def compile_library(csrc, output, temporary):
     csrc, output, temporary = (os.path.abspath(folder) for folder in (csrc, output, temporary))
     command = compiler.find_compiler()
     description = compiler.describe(command)
-    built_for = stamp.collect(sources.source_hash(csrc), description)
-    with_cuda = built_for["kernels"] == "cuda"
-    if with_cuda:
-        # torch looks for it when it is imported, in fewer places
-        os.environ["CUDA_HOME"] = toolkits.find_cuda_home()
+    import torch
+
+    toolkit, why = toolkits.wanted_here(torch)
+    nvcc_flags, archs = [], None
+    if toolkit is not None:
+        asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+        known = arch.known_to(toolkit.home)
+        chosen, why_archs = arch.choose(asked, arch.of_gpus(torch), arch.of_torch(torch), known)
+        archs, nvcc_flags = arch.render(chosen), flags.nvcc_flags() + arch.gencode_flags(chosen)
+        # torch looks for it when its build code is imported, in fewer places
+        os.environ["CUDA_HOME"] = toolkit.home
+        why = "{}, for {} ({})".format(why, archs, why_archs)
+    built_for = stamp.collect(sources.source_hash(csrc), description, archs)
     ninja = jobs.find_ninja()
     with_ninja = jobs.use_ninja(os.environ, platform.system(), ninja)
     number = jobs.max_jobs(os.environ, jobs.available_cores(), jobs.available_memory())
@@ -47,29 +55,30 @@ def compile_library(csrc, output, temporary):
     os.environ["MAX_JOBS"] = str(number)
     if ninja is not None:
         os.environ["PATH"] = os.pathsep.join([os.path.dirname(ninja), os.environ.get("PATH", "")])
-    if "CXX" not in os.environ and command != ["cl"]:
-        os.environ["CXX"] = command[0]
     temporary = os.path.join(temporary, stamp.tool_digest(built_for))
+    if command != ["cl"]:
+        os.environ["CXX"] = compiler.one_word(command, temporary)
     # sources are relative to here, see sources.find
     os.chdir(os.path.dirname(csrc))
     print(
-        "building the fcos_core ops for torch {} ({}), {}, Python {}, with {}, {}".format(
+        "building the fcos_core ops for torch {} ({}), Python {}, with {}, {}\n{}: {}".format(
             built_for["torch"],
             "CUDA {}".format(built_for["torch_cuda"]) if built_for["torch_cuda"] != "none" else "CPU",
-            "CPU and CUDA kernels of {}".format(os.environ["CUDA_HOME"]) if with_cuda else "CPU kernels",
             platform.python_version(),
             description,
             "ninja and {} jobs".format(number) if with_ninja else "without ninja, one file at a time",
+            "CUDA kernels" if archs else "no CUDA kernels",
+            why,
         ),
         flush=True,
     )
     try:
-        library = _run_build_ext(csrc, description, temporary, with_ninja, with_cuda)
+        library = _run_build_ext(csrc, description, temporary, with_ninja, nvcc_flags)
     except MissingObjects as error:
         if not with_ninja or os.environ.get("FCOS_CORE_NINJA"):
             raise
         print("{}\ntrying once more without ninja".format(error), flush=True)
-        library = _run_build_ext(csrc, description, temporary, False, with_cuda)
+        library = _run_build_ext(csrc, description, temporary, False, nvcc_flags)
     os.makedirs(output, exist_ok=True)
     target = os.path.join(output, stamp.library_name())
     partial = "{}.{}".format(target, os.getpid())
@@ -79,13 +88,13 @@ def compile_library(csrc, output, temporary):
     return target
 
 
-def make_extension(csrc, description, with_cuda):
+def make_extension(csrc, description, nvcc_flags):
     """Describe the library to setuptools.
 
     Args:
         csrc (str): the source folder; the current folder is its parent.
         description (str): what the compiler says about itself.
-        with_cuda (bool): whether the CUDA kernels are compiled.
+        nvcc_flags (list[str]): flags for the CUDA sources, empty for a library without CUDA kernels.
 
     Returns:
         setuptools.Extension: with torch's include and library folders.
@@ -95,22 +104,22 @@ def make_extension(csrc, description, with_cuda):
 
     family = compiler.kind(description)
     openmp = "parallel backend: OpenMP" in torch.__config__.parallel_info()
-    extension = CUDAExtension if with_cuda else CppExtension
+    extension = CUDAExtension if nvcc_flags else CppExtension
     return extension(
         "fcos_core._ext",
-        sources.host_sources(csrc) + (sources.cuda_sources(csrc) if with_cuda else []),
+        sources.host_sources(csrc) + (sources.cuda_sources(csrc) if nvcc_flags else []),
         include_dirs=[csrc],
-        define_macros=[("WITH_CUDA", None)] if with_cuda else [],
+        define_macros=[("WITH_CUDA", None)] if nvcc_flags else [],
         depends=sources.headers(csrc),
-        extra_compile_args={"cxx": flags.cxx_flags(family, openmp), "nvcc": flags.nvcc_flags()},
+        extra_compile_args={"cxx": flags.cxx_flags(family, openmp), "nvcc": nvcc_flags},
         extra_link_args=flags.link_flags(family, openmp),
     )
 
 
-def _run_build_ext(csrc, description, temporary, with_ninja, with_cuda):
+def _run_build_ext(csrc, description, temporary, with_ninja, nvcc_flags):
     from setuptools import Distribution
 
-    distribution = Distribution({"name": "fcos_core", "ext_modules": [make_extension(csrc, description, with_cuda)]})
+    distribution = Distribution({"name": "fcos_core", "ext_modules": [make_extension(csrc, description, nvcc_flags)]})
     command = checked_build_ext()(distribution, use_ninja=with_ninja)
     command.build_temp = temporary
     command.build_lib = os.path.join(temporary, "lib")

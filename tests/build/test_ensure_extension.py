@@ -30,6 +30,8 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(extension, "package_dir", lambda: str(folder))
     monkeypatch.setenv("FCOS_CORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("FCOS_CORE_NINJA", raising=False)
+    # the same on a machine with a GPU
+    monkeypatch.setenv("FORCE_CUDA", "0")
     return folder
 
 
@@ -111,6 +113,30 @@ def test_without_sources_and_library_the_error_says_so(package):
     install(package, dict(stamp.collect("aaaa"), torch="0.4.1"))
     with pytest.raises(BuildError, match="built for torch 0.4.1"):
         ensure_extension()
+
+
+@posix
+def test_compiler_behind_a_launcher(package, monkeypatch):
+    """CXX="ccache g++": torch takes the first word only."""
+    monkeypatch.setenv("CXX", "env g++")
+    assert ctypes.CDLL(ensure_extension()).answer() == 42
+
+
+@pytest.mark.parametrize("toolkit", [True, False])
+def test_a_library_without_cuda_kernels_beside_a_gpu(package, monkeypatch, toolkit):
+    """With a toolkit there is a better one to build; without, it serves."""
+    library = install(package, current(package))
+    wanted = []
+
+    def find_or_build(stamp_wanted, folder, compile_into, reason, force):
+        wanted.append((stamp_wanted["kernels"], stamp_wanted["archs"], reason))
+        return "built"
+
+    monkeypatch.setattr(extension, "_archs_wanted", lambda: "86")
+    monkeypatch.setattr(extension, "_can_compile_cuda", lambda: toolkit)
+    monkeypatch.setattr(extension, "find_or_build", find_or_build)
+    assert ensure_extension() == ("built" if toolkit else library)
+    assert wanted == ([("cuda", "86", "built without CUDA kernels")] if toolkit else [])
 
 
 def test_compiler_error_is_the_message(package):

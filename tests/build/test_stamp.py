@@ -24,7 +24,7 @@ OTHER = {
     "python": ".cpython-312-x86_64-linux-gnu.so",
     "platform_name": "linux-aarch64",
     "sources": "bbbb",
-    "with_cuda": True,
+    "archs": "86",
 }
 
 
@@ -49,9 +49,22 @@ def test_compiler_changes_object_folder_but_library_stays_usable():
 
 def test_a_library_with_cuda_kernels_serves_a_process_without_a_gpu():
     """A login node loads what a GPU node built; the other way round it is stale."""
-    cpu, cuda = stamp.make(**INGREDIENTS), stamp.make(with_cuda=True, **INGREDIENTS)
+    cpu, cuda = stamp.make(**INGREDIENTS), stamp.make(archs="75 80+PTX", **INGREDIENTS)
     assert stamp.misfit(cuda, cpu) == ""
-    assert stamp.misfit(cpu, cuda) == "built without CUDA kernels"
+    assert stamp.misfit(cpu, stamp.make(archs="86", **INGREDIENTS)) == "built without CUDA kernels"
+
+
+@pytest.mark.parametrize(
+    "built, gpus, reason",
+    [
+        ("80", "86", ""),
+        ("75+PTX", "86", ""),
+        ("75", "86", "without code for this GPU (sm_86), only for 75"),
+        ("86", "75 86", "without code for this GPU (sm_75), only for 86"),
+    ],
+)
+def test_a_gpu_without_code_makes_a_library_stale(built, gpus, reason):
+    assert stamp.misfit(stamp.make(archs=built, **INGREDIENTS), stamp.make(archs=gpus, **INGREDIENTS)) == reason
 
 
 def test_objects_of_other_sources_share_a_folder():
