@@ -104,7 +104,12 @@ def check_gradients(golden, prefix, named_parameters, tolerances):
 
 
 @pytest.mark.parametrize("name,precision", RUNS)
-def test_whole_model(name, precision):
+def test_whole_model(name, precision, request):
+    with recipe.portable_arithmetic(request, precision):
+        check_whole_model(name, precision)
+
+
+def check_whole_model(name, precision):
     golden = recipe.Golden(name + ".npz")
     dtype, prefix = DTYPES[precision], precision + "/"
     tolerances = TOLERANCES[name] if precision == "f32" else (1e-10, 1e-9, 1e-9, 1e-6, 1e-6, 2e-4, 1e-7)
