@@ -145,6 +145,28 @@ def covers(archs, gpu):
     return "ptx" if any(ptx and number <= gpu for number, ptx in archs) else ""
 
 
+def served_by_names(names, gpu):
+    """Say how the code that a torch carries serves a GPU.
+
+    Args:
+        names (list[str]): "sm_86" is machine code, "compute_86" PTX; a trailing "a" (this GPU only) or "f" (GPUs of
+            this major version only) is understood.
+        gpu (int): architecture of the GPU.
+
+    Returns:
+        str: as for `covers`.
+    """
+    parsed = [re.match(r"(sm|compute)_(\d+)([af]?)$", name) for name in names]
+    kinds = set()
+    for kind, number, suffix in [match.groups() for match in parsed if match]:
+        number = int(number)
+        same_major = number // 10 == gpu // 10 and number <= gpu
+        runs = number == gpu if suffix == "a" else same_major if suffix == "f" or kind == "sm" else number <= gpu
+        if runs:
+            kinds.add(kind)
+    return "binary" if "sm" in kinds else "ptx" if "compute" in kinds else ""
+
+
 def of_gpus(torch):
     """List the architectures of the GPUs that torch sees, ascending, each once."""
     if not torch.version.cuda or not torch.cuda.is_available():

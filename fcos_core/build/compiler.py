@@ -6,7 +6,8 @@ import shlex
 import shutil
 import subprocess
 
-from fcos_core.build.errors import NO_COMPILER, BuildError
+from fcos_core.build import findings
+from fcos_core.build.errors import BuildError
 
 
 def find_compiler(environ=os.environ, system=None):
@@ -31,7 +32,7 @@ def find_compiler(environ=os.environ, system=None):
             return command
     if asked:
         raise BuildError("find_compiler: expected CXX to name a program, got {!r}; unset it".format(environ["CXX"]))
-    raise BuildError("find_compiler: " + NO_COMPILER)
+    raise BuildError("find_compiler: {}".format(findings.no_compiler()))
 
 
 def one_word(command, folder):

@@ -5,6 +5,8 @@ Strings in, strings out; no torch.
 
 import re
 
+from fcos_core.build import findings
+
 
 class BuildError(RuntimeError):
     """The operators could not be built or found; the message says why and what to type."""
@@ -23,25 +25,21 @@ _PYTHON_ERROR = re.compile(r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Exit|Warning)
 
 # pattern in the output -> what to do about it
 _ADVICE = (
-    (r"No module named '?pkg_resources", "this torch needs an older setuptools: python -m pip install 'setuptools<81'"),
-    (r"No module named '?(setuptools|distutils)", "python -m pip install 'setuptools>=75.8'"),
-    (r"Python\.h: No such file", "install the headers of this Python (Debian, Ubuntu: apt-get install python3-dev)"),
+    (r"No module named '?pkg_resources", findings.setuptools_too_new("").remedy),
+    (r"No module named '?(setuptools|distutils)", findings.setuptools_missing().remedy),
+    (r"Python\.h: No such file", findings.python_headers_missing("").remedy),
     (r"Killed signal|virtual memory exhausted|out of heap space", "not enough memory: set MAX_JOBS=1 and try again"),
     (r"No space left on device", "free some space, or set FCOS_CORE_CACHE and TMPDIR to a folder that has it"),
     (
-        r"Microsoft Visual C\+\+ 14|Unable to find vcvarsall",
-        "install the Visual Studio Build Tools with 'Desktop development with C++'",
+        r"Microsoft Visual C\+\+ 14|Unable to find vcvarsall|'cl(?:\.exe)?' is not recognized|Cannot find compiler 'cl",
+        "install the Visual Studio Build Tools with 'Desktop development with C++', and build from its prompt 'x64 "
+        "Native Tools Command Prompt'",
     ),
+    (r"unsupported (?:GNU|clang|Microsoft Visual Studio) version", "python -m fcos_core.doctor says which compiler fits"),
     (
         r"C\+\+20 or later|requires C\+\+20|C\+\+17 or later|unrecognized command.line option .-std=",
         "the compiler is too old for this torch: install a newer one and name it by CXX",
     ),
-)
-
-NO_COMPILER = (
-    "no C++ compiler found; install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; "
-    "conda: conda install -c conda-forge cxx-compiler; macOS: xcode-select --install; Windows: Visual Studio Build "
-    "Tools), or name it by the environment variable CXX"
 )
 
 

@@ -11,11 +11,9 @@ import sys
 import tempfile
 import time
 
-from fcos_core.build import arch, cache, errors, sources, stamp, toolkits
+from fcos_core.build import arch, cache, cuda, errors, findings, sources, stamp
 from fcos_core.build.errors import BuildError
 from fcos_core.build.lock import FileLock
-
-COMMAND = "python -m fcos_core.build"
 
 
 def ensure_extension(force=False):
@@ -33,21 +31,53 @@ def ensure_extension(force=False):
     Raises:
         BuildError: with the cause and what to type, if there is none and none can be built.
     """
+    csrc, installed, wanted, reason = _look(force)
+    if not reason:
+        return installed
+    if csrc is None:
+        raise BuildError("ensure_extension: {}".format(findings.no_sources(reason)))
+    return find_or_build(
+        wanted, cache.libraries_dir(), lambda folder, log: _compile(csrc, folder, log), reason=reason, force=force
+    )
+
+
+def state():
+    """Say what `ensure_extension` would return, without building anything.
+
+    Returns:
+        dict: path (str, of the library that fits; "" if there is none), reason (str, why the installed one does not
+        fit; "" if one fits), kernels, archs and compiler (str, from the stamp), has_sources (bool).
+    """
+    csrc, installed, wanted, reason = _look()
+    cached = os.path.join(_entry(wanted, cache.libraries_dir()), stamp.library_name())
+    found = installed if not reason else "" if stamp.check(cached, wanted) else cached
+    reason = "" if found else reason
+    built = stamp.read(found) if found else {}
+    described = {key: built.get(key, "") for key in ("kernels", "archs", "compiler")}
+    return dict(described, path=found, reason=reason, has_sources=csrc is not None)
+
+
+def _look(force=False):
+    """Judge the installed library.
+
+    Returns:
+        tuple: source folder or None, path of the installed library, the stamp that one must fit, and why the installed
+        one does not (str, "" if it fits).
+    """
     csrc = sources.csrc_dir()
     wanted = stamp.collect("" if csrc is None else sources.source_hash(csrc), archs=_archs_wanted())
     installed = os.path.join(package_dir(), stamp.library_name())
     if csrc is None:
-        return _without_sources(installed, wanted)
+        # all but the sources, which this installation does not have
+        wanted = dict(wanted, sources=stamp.read(installed).get("sources", ""))
+        return csrc, installed, wanted, stamp.check(installed, wanted)
     reason = "asked for" if force else stamp.check(installed, wanted)
-    if reason and wanted["kernels"] == "cuda" and not _can_compile_cuda():
+    cached = os.path.join(_entry(wanted, cache.libraries_dir()), stamp.library_name())
+    if reason and wanted["kernels"] == "cuda" and stamp.check(cached, wanted) and not _can_compile_cuda():
         # the CPU kernels and, for some operators, compositions of torch's own serve until there is a toolkit
         wanted = dict(wanted, kernels="cpu", archs="")
         reason = "asked for" if force else stamp.check(installed, wanted)
-    if not reason:
-        return installed
-    return find_or_build(
-        wanted, cache.libraries_dir(), lambda folder, log: _compile(csrc, folder, log), reason=reason, force=force
-    )
+    return csrc, installed, wanted, reason
 
 
 def _archs_wanted():
@@ -62,7 +92,7 @@ def _archs_wanted():
 def _can_compile_cuda():
     import torch
 
-    return toolkits.wanted_here(torch)[0] is not None
+    return cuda.plan(torch).toolkit is not None
 
 
 def package_dir():
@@ -86,7 +116,7 @@ def find_or_build(wanted, folder, compile_into, reason="missing", force=False):
     Raises:
         BuildError: if the cache cannot be written to or `compile_into` raises it, here or in the process waited for.
     """
-    entry = os.path.join(folder, stamp.runtime_digest(wanted))
+    entry = _entry(wanted, folder)
     library = os.path.join(entry, stamp.library_name())
     if not force and not stamp.check(library, wanted):
         return library
@@ -103,6 +133,11 @@ def find_or_build(wanted, folder, compile_into, reason="missing", force=False):
             _remove_abandoned(entry)
         _build(wanted, entry, library, failure, compile_into, reason)
     return library
+
+
+def _entry(wanted, folder):
+    """Folder of the library with a stamp (dict) below the folder of a cache."""
+    return os.path.join(folder, stamp.runtime_digest(wanted))
 
 
 def _make_writable(entry):
@@ -169,22 +204,6 @@ def _raise_failure_since(started, failure):
     raise BuildError(message)
 
 
-def _without_sources(installed, wanted):
-    """Judge an installed library by all but the sources, which this installation does not have."""
-    try:
-        with open(stamp.path_for(installed)) as stream:
-            wanted = dict(wanted, sources=json.load(stream).get("sources"))
-    except (OSError, ValueError):
-        pass
-    reason = stamp.check(installed, wanted)
-    if not reason:
-        return installed
-    raise BuildError(
-        "ensure_extension: expected {} to fit this process, got one {}, and this installation has no sources to build "
-        "another; install fcos_core again".format(installed, "that is missing" if reason == "missing" else reason)
-    )
-
-
 def _compile(csrc, folder, log):
     with tempfile.TemporaryDirectory(prefix="fcos_core-") as temporary:
         run_worker(csrc, folder, temporary, log)
@@ -248,7 +267,7 @@ def _explain(text, code, log):
         if hint:
             message += "; " + hint
     if log:
-        message += " (all of it: {}; to try again: {})".format(log, COMMAND)
+        message += " (all of it: {}; to try again: {})".format(log, findings.BUILD_COMMAND)
     return message
 
 

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 
@@ -71,6 +73,29 @@ def find_ninja(environ=os.environ):
     except (ImportError, AttributeError):
         pass
     return shutil.which("ninja", path=os.pathsep.join(folder for folder in folders if folder))
+
+
+def ninja_version(path):
+    """Ask a ninja for its version.
+
+    Returns:
+        tuple[str, str]: the version, empty if it does not run properly; and what it printed or why it did not start.
+    """
+    try:
+        result = subprocess.run(
+            [path, "--version"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", str(error)
+    output = result.stdout.decode(errors="replace").strip()
+    works = result.returncode == 0 and re.match(r"\d+\.\d+", output)
+    return (output.split()[0] if works else ""), output[-200:]
+
+
+def find_working_ninja(environ=os.environ):
+    """Return the path of a ninja that runs, or None: a broken one is no reason to stop."""
+    path = find_ninja(environ)
+    return path if path is not None and ninja_version(path)[0] else None
 
 
 def available_cores():

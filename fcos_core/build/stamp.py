@@ -179,6 +179,16 @@ def write(stamp, library):
     os.replace(temporary, path_for(library))
 
 
+def read(library):
+    """Return the stamp of a library; {} if it has none that can be read."""
+    try:
+        with open(path_for(library)) as stream:
+            content = json.load(stream)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def check(library, wanted):
     """Say why the library at a path may not be loaded here.
 
@@ -191,12 +201,9 @@ def check(library, wanted):
     """
     if not os.path.isfile(library):
         return "missing"
-    try:
-        with open(path_for(library)) as stream:
-            built = json.load(stream)
-        size = built.get("bytes")
-    except (OSError, ValueError, AttributeError):
+    built = read(library)
+    if not built:
         return "without a readable stamp"
-    if size != os.path.getsize(library):
+    if built.get("bytes") != os.path.getsize(library):
         return "not the file that its stamp describes"
     return misfit(built, wanted)

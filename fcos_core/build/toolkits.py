@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from typing import NamedTuple, Tuple
 
+from fcos_core.build import findings
 from fcos_core.build.errors import BuildError
 
 
@@ -87,7 +88,7 @@ def nvcc_of(home):
 
 def _home_of(nvcc):
     """Folder of the toolkit of an nvcc on PATH, which may be a script that calls the real one: nvcc says where."""
-    top = re.search(r"^#\$ TOP=(.*)$", _run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]), re.MULTILINE)
+    top = re.search(r"^#\$ TOP=(.*)$", run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]), re.MULTILINE)
     return top.group(1).strip() if top else os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))
 
 
@@ -96,7 +97,7 @@ def read_version(home):
 
     Asks its nvcc; where that does not run (a folder of another system), reads its version.json.
     """
-    found = re.search(r"release (\d+)\.(\d+)", _run([nvcc_of(home), "--version"]))
+    found = re.search(r"release (\d+)\.(\d+)", run([nvcc_of(home), "--version"]))
     if found:
         return int(found.group(1)), int(found.group(2))
     try:
@@ -126,7 +127,8 @@ def find_toolkits(environ=os.environ):
     return toolkits
 
 
-def _run(command):
+def run(command):
+    """Return what a command prints, stdout and stderr together; empty if it cannot be run."""
     try:
         result = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60
@@ -155,19 +157,15 @@ def choose(toolkits, torch_cuda):
     wanted = tuple(int(part) for part in torch_cuda.split(".")[:2])
     fitting = [toolkit for toolkit in toolkits if toolkit.version[0] == wanted[0]]
     if not fitting:
-        there = "; ".join(map(str, toolkits)) or "none"
-        return None, (
-            "no CUDA {} toolkit for this torch, which was built with CUDA {}; found: {}; install CUDA {} and, if it "
-            "lies in an unusual place, name its folder by CUDA_HOME".format(wanted[0], torch_cuda, there, torch_cuda)
-        )
+        return None, str(findings.no_toolkit(torch_cuda, toolkits))
     best = min(fitting, key=lambda toolkit: abs(toolkit.version[1] - wanted[1]))
-    why = "the version of this torch"
+    why = "{}: the version of this torch".format(best)
     if best.version != wanted:
-        why = "nearest to CUDA {} of this torch; another minor version is fine".format(torch_cuda)
+        why = findings.toolkit_minor(best, torch_cuda).cause
     first = toolkits[0]
     if best is not first and first.origin in ("CUDA_HOME", "CUDA_PATH"):
         why += "; {} names CUDA {}.{}, which does not fit as well".format(first.origin, *first.version)
-    return best, "{}: {}".format(best, why)
+    return best, why
 
 
 def wants_cuda(environ, torch_cuda, gpu_visible, toolkits):

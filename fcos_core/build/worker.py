@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 
-from fcos_core.build import arch, compiler, flags, jobs, sources, stamp, toolkits
+from fcos_core.build import compiler, cuda, findings, flags, hostcc, jobs, sources, stamp
 from fcos_core.build.errors import BuildError
 
 
@@ -37,18 +37,14 @@ def compile_library(csrc, output, temporary):
     description = compiler.describe(command)
     import torch
 
-    toolkit, why = toolkits.wanted_here(torch)
+    hostcc.refuse_too_old(description, compiler.kind(description), torch.__version__)
+    plan = cuda.plan(torch)
     nvcc_flags, archs = [], None
-    if toolkit is not None:
-        asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-        known = arch.known_to(toolkit.home)
-        chosen, why_archs = arch.choose(asked, arch.of_gpus(torch), arch.of_torch(torch), known)
-        archs, nvcc_flags = arch.render(chosen), flags.nvcc_flags() + arch.gencode_flags(chosen)
-        # torch looks for it when its build code is imported, in fewer places
-        os.environ["CUDA_HOME"] = toolkit.home
-        why = "{}, for {} ({})".format(why, archs, why_archs)
+    if plan.toolkit is not None:
+        archs, nvcc_flags = plan.archs, flags.nvcc_flags() + list(plan.flags)
+        cuda.prepare_environment(plan)
     built_for = stamp.collect(sources.source_hash(csrc), description, archs)
-    ninja = jobs.find_ninja()
+    ninja = jobs.find_working_ninja()
     with_ninja = jobs.use_ninja(os.environ, platform.system(), ninja)
     number = jobs.max_jobs(os.environ, jobs.available_cores(), jobs.available_memory())
     # torch calls both by name and reads both from the environment
@@ -58,6 +54,7 @@ def compile_library(csrc, output, temporary):
     temporary = os.path.join(temporary, stamp.tool_digest(built_for))
     if command != ["cl"]:
         os.environ["CXX"] = compiler.one_word(command, temporary)
+    library_dirs = cuda.link_folders(plan.toolkit.home, temporary) if plan.toolkit is not None else []
     # sources are relative to here, see sources.find
     os.chdir(os.path.dirname(csrc))
     print(
@@ -68,17 +65,18 @@ def compile_library(csrc, output, temporary):
             description,
             "ninja and {} jobs".format(number) if with_ninja else "without ninja, one file at a time",
             "CUDA kernels" if archs else "no CUDA kernels",
-            why,
+            plan.why,
         ),
         flush=True,
     )
+    extension = {"csrc": csrc, "description": description, "nvcc_flags": nvcc_flags, "library_dirs": library_dirs}
     try:
-        library = _run_build_ext(csrc, description, temporary, with_ninja, nvcc_flags)
+        library = _run_build_ext(extension, temporary, with_ninja)
     except MissingObjects as error:
         if not with_ninja or os.environ.get("FCOS_CORE_NINJA"):
             raise
         print("{}\ntrying once more without ninja".format(error), flush=True)
-        library = _run_build_ext(csrc, description, temporary, False, nvcc_flags)
+        library = _run_build_ext(extension, temporary, False)
     os.makedirs(output, exist_ok=True)
     target = os.path.join(output, stamp.library_name())
     partial = "{}.{}".format(target, os.getpid())
@@ -88,13 +86,14 @@ def compile_library(csrc, output, temporary):
     return target
 
 
-def make_extension(csrc, description, nvcc_flags):
+def make_extension(csrc, description, nvcc_flags, library_dirs=()):
     """Describe the library to setuptools.
 
     Args:
         csrc (str): the source folder; the current folder is its parent.
         description (str): what the compiler says about itself.
         nvcc_flags (list[str]): flags for the CUDA sources, empty for a library without CUDA kernels.
+        library_dirs (list[str]): where the linker looks besides.
 
     Returns:
         setuptools.Extension: with torch's include and library folders.
@@ -109,6 +108,7 @@ def make_extension(csrc, description, nvcc_flags):
         "fcos_core._ext",
         sources.host_sources(csrc) + (sources.cuda_sources(csrc) if nvcc_flags else []),
         include_dirs=[csrc],
+        library_dirs=list(library_dirs),
         define_macros=[("WITH_CUDA", None)] if nvcc_flags else [],
         depends=sources.headers(csrc),
         extra_compile_args={"cxx": flags.cxx_flags(family, openmp), "nvcc": nvcc_flags},
@@ -116,10 +116,10 @@ def make_extension(csrc, description, nvcc_flags):
     )
 
 
-def _run_build_ext(csrc, description, temporary, with_ninja, nvcc_flags):
+def _run_build_ext(extension, temporary, with_ninja):
     from setuptools import Distribution
 
-    distribution = Distribution({"name": "fcos_core", "ext_modules": [make_extension(csrc, description, nvcc_flags)]})
+    distribution = Distribution({"name": "fcos_core", "ext_modules": [make_extension(**extension)]})
     command = checked_build_ext()(distribution, use_ninja=with_ninja)
     command.build_temp = temporary
     command.build_lib = os.path.join(temporary, "lib")
@@ -167,21 +167,7 @@ def check_objects(objects, with_ninja):
     missing = [name for name in objects if not os.path.isfile(name)]
     if not missing:
         return
-    causes = [
-        "the compiler failed: look for its error above",
-        "a path is too long: Windows allows 260 characters, the longest here has {}".format(max(map(len, missing))),
-    ]
-    if with_ninja:
-        causes.insert(
-            1,
-            "ninja compiled nothing, which happens when torch/utils/cpp_extension.py was edited from 'ninja -v' to "
-            "'ninja --version' (advice that is often given): reinstall torch, or set FCOS_CORE_NINJA=0",
-        )
-    raise MissingObjects(
-        "check_objects: expected every source to leave an object file, got none for {}; likely causes: {}".format(
-            ", ".join(missing), "; ".join("({}) {}".format(i + 1, cause) for i, cause in enumerate(causes))
-        )
-    )
+    raise MissingObjects("check_objects: {}".format(findings.objects_missing(missing, with_ninja)))
 
 
 def main(csrc, output, temporary):

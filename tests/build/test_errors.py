@@ -51,8 +51,8 @@ def test_first_error(log, expected):
 @pytest.mark.parametrize(
     "log, part",
     [
-        (PYTHON, "'setuptools<81'"),
-        ("ModuleNotFoundError: No module named 'setuptools'", "pip install 'setuptools"),
+        (PYTHON, '"setuptools<81"'),
+        ("ModuleNotFoundError: No module named 'setuptools'", 'pip install "setuptools'),
         ("fatal error: Python.h: No such file or directory", "python3-dev"),
         ("c++: fatal error: Killed signal terminated program cc1plus", "MAX_JOBS=1"),
         ("error: Microsoft Visual C++ 14.0 or greater is required", "Build Tools"),

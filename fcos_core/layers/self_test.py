@@ -1,0 +1,125 @@
+"""Every operator once on a device, on inputs whose result is known: what the doctor runs in a process of its own.
+
+    python -m fcos_core.layers.self_test cpu cuda:0
+
+Prints a line of json before and after each operator, as fcos_core/build/probe.py reads them.
+"""
+
+import json
+import sys
+import time
+
+import torch
+
+from fcos_core import layers
+from fcos_core.build import probe
+from fcos_core.layers._library import load
+
+
+def _boxes(device):
+    """Two boxes that overlap by half, and one far away."""
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 6.0], [50.0, 50.0, 59.0, 59.0]], device=device)
+    return boxes, torch.tensor([0.9, 0.8, 0.7], device=device)
+
+
+def _nms(device):
+    boxes, scores = _boxes(device)
+    return layers.nms(boxes, scores, 0.5)
+
+
+def _ml_nms(device):
+    boxes, scores = _boxes(device)
+    return layers.ml_nms(boxes, scores, torch.tensor([1, 2, 1], device=device), 0.5)
+
+
+def _batched_nms(device):
+    boxes, scores = _boxes(device)
+    labels = torch.tensor([[1, 1, 1], [1, 2, -1]], device=device)
+    return layers.batched_nms(torch.stack([boxes, boxes]), torch.stack([scores, scores]), labels, 0.5)
+
+
+def _sigmoid_focal_loss(device):
+    """At logit 0 every probability is 1/2; the gradient is summed, for one number."""
+    logits = torch.zeros(1, 2, device=device, requires_grad=True)
+    loss = layers.sigmoid_focal_loss(logits, torch.tensor([1], device=device), 2.0, 0.25)
+    loss.backward()
+    return torch.stack([loss.detach(), logits.grad[0, 0], logits.grad[0, 1]])
+
+
+# operator -> a tiny call, forward and where there is one backward, and what it must return
+CASES = {
+    "nms": (_nms, [0, 2]),
+    "ml_nms": (_ml_nms, [0, 1, 2]),
+    "batched_nms": (_batched_nms, [[True, False, True], [True, True, False]]),
+    "sigmoid_focal_loss": (_sigmoid_focal_loss, [0.1732868, 0.2237152, -0.0745717]),
+}
+
+
+def operators():
+    """List the operators of the loaded library, without its private ones."""
+    names = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    ours = sorted(name.split("::")[1] for name in names if name.startswith("fcos_core::"))
+    return [name for name in ours if not name.startswith("_")]
+
+
+def run(op, device):
+    """Run one operator twice and compare its result.
+
+    Returns:
+        dict: op, device, first and again (milliseconds), error (str, "" if the result is right), remark (str).
+    """
+    row = {"op": op, "device": device, "first": None, "again": None, "error": "", "remark": ""}
+    if op not in CASES:
+        return dict(row, first=0.0, again=0.0, remark=" (no call of it is known here)")
+    call, expected = CASES[op]
+    try:
+        result, row["first"] = _timed(call, device)
+        # the first call may load or compile something
+        row["again"] = min(_timed(call, device)[1] for _ in range(5))
+        # NumPy may be broken, so no assert_allclose
+        wanted = torch.tensor(expected)
+        got = result.cpu()
+        same = got.shape == wanted.shape and bool(((got.double() - wanted.double()).abs() <= 1e-4).all())
+        if not same:
+            row["error"] = "expected {}, got {}".format(expected, got.tolist())
+    except Exception as error:
+        row["error"] = probe.one_line(error)
+    if device != "cpu" and not torch.ops.fcos_core._built_with_cuda():
+        row["remark"] = " (composed of torch's operators)"
+    return row
+
+
+def _timed(call, device):
+    start = time.time()
+    result = call(torch.device(device))
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(torch.device(device))
+    return result, 1000 * (time.time() - start)
+
+
+def main(devices):
+    """Run all operators on all devices."""
+    _print({"running": "loading the operators", "device": devices[0]})
+    row = {"op": "loading the operators", "device": devices[0], "first": None, "again": None, "error": "", "remark": ""}
+    start = time.time()
+    try:
+        load()
+    except Exception as error:
+        # a whole build log may hang on it: the message says where
+        _print(dict(row, error=str(error)))
+        return
+    milliseconds = 1000 * (time.time() - start)
+    _print(dict(row, first=milliseconds, again=milliseconds))
+    for device in devices:
+        for op in operators():
+            _print({"running": op, "device": device})
+            _print(run(op, device))
+
+
+def _print(content):
+    sys.stdout.write("\n{}{}\n".format(probe.MARK, json.dumps(content)))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["cpu"])
