@@ -85,7 +85,7 @@ def _fact_lines(known):
 
 
 def _package(name, package):
-    return "{} {}".format(name, package.version if not package.error else "({})".format(package.error))
+    return "{} {}".format(name, "({})".format(package.error) if package.error else package.version or "(no version)")
 
 
 def _torch_rows(known):
@@ -121,12 +121,13 @@ def _tool_rows(known):
             for one in tools.toolkits] or [("CUDA toolkit", "none")]  # fmt: skip
     if taken:
         limit = facts.hostcc.limits(taken.home, taken.version)
-        flags = " ".join(known.host.flags) if known.host else ""
-        newest = "takes gcc up to {}, clang up to {}".format(limit.gcc or "?", limit.clang or "?")
-        rows.append(("why this toolkit", why))
-        rows.append(("nvcc's compiler", "{}; {}{}".format(known.host_default or "none", newest, " " + flags if flags else "")))
+        flags = ["a build gives it {}".format(" ".join(known.host.flags))] if known.host and known.host.flags else []
+        newest = "nvcc takes gcc up to {}, clang up to {}".format(limit.gcc or "?", limit.clang or "?")
+        rows.append(("why this one", why))
+        rows.append(("nvcc's compiler", "; ".join([known.host_default or "none", newest] + flags)))
     rows.append(("C++ compiler", tools.compiler or "none on PATH"))
-    rows.append(("ninja", "{} ({})".format(tools.ninja_version or "does not run", tools.ninja) if tools.ninja else "none"))
+    ninja = "{} ({})".format(tools.ninja_version or "does not run", tools.ninja) if tools.ninja else "none"
+    rows.append(("ninja", ninja))
     rows.append(("setuptools", tools.setuptools or "none"))
     return rows
 
@@ -172,25 +173,23 @@ def self_test(devices, print_row=None, seconds=1800.0):
         seconds (float): how long one row may take; the first one may have to build the operators.
 
     Returns:
-        list[dict]: op, device, first and again (milliseconds), error (str, "" if it passed).
+        list[dict]: op, device, first and again (milliseconds or None), error (str, "" if it passed), remark (str).
     """
-    rows, device = [], devices[0]
+    empty = {"op": "the self-test", "device": devices[0], "first": None, "again": None, "error": "", "remark": ""}
+    rows, running = [], None
     command = [sys.executable, "-m", "fcos_core.layers.self_test"] + devices
     for line in probe.lines(command, seconds, stderr=None):
         if "running" in line:
-            device, row = line["device"], line["running"]
-            rows.append({"op": row, "device": device, "first": None, "again": None, "error": "unfinished"})
-        elif "ended" in line:
-            if rows and rows[-1]["error"] == "unfinished":
-                rows[-1]["error"] = line["ended"]
-                if print_row:
-                    print_row(rows[-1])
-            elif line["ended"] != "":
-                rows.append({"op": "the self-test", "device": device, "first": None, "again": None, "error": line["ended"]})
-        else:
-            rows[-1] = line
-            if print_row:
-                print_row(line)
+            running = dict(empty, op=line["running"], device=line["device"])
+            continue
+        if "ended" in line:
+            if running is None and not line["ended"]:
+                break
+            line = dict(running or empty, error=line["ended"] or "the process ended")
+        running = None
+        rows.append(line)
+        if print_row:
+            print_row(line)
     return rows
 
 
@@ -198,7 +197,8 @@ def _print_row(row):
     if row["error"]:
         text = "FAILED: {}".format(row["error"])
     else:
-        text = "{:9.2f} ms first, {:9.3f} ms again{}".format(row["first"], row["again"], row.get("remark", ""))
+        parts = ["{:10.3f} ms {}".format(row[key], key) for key in ("first", "again") if row[key] is not None]
+        text = ", ".join(parts + [row["remark"]] * bool(row["remark"]))
     _print_lines(["{:<28} {:<8} {}".format(row["op"], row["device"], text)])
 
 

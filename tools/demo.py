@@ -7,13 +7,14 @@ Pictures keep their names; a video gives a video. detections.json holds, per pic
 and height in pixels, boxes (x1 y1 x2 y2), scores, labels and class names. Runs on the CPU too.
 """
 
-import argparse
 import sys
+
+from fcos_core.utils import command_line
 
 
 def parse_arguments(arguments=None):
     """The command line as a namespace."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.make_parser(__doc__)
     parser.add_argument(
         "--input",
         "--images-dir",
@@ -37,14 +38,18 @@ def parse_arguments(arguments=None):
         "--min-image-size", type=int, default=0, metavar="PIXELS", help="short side that the network sees"
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 or auto; default: the config's, else the CPU")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override the config")
+    command_line.add_options(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments=None):
     """Run the tool; returns the exit code: 1 if nothing could be processed."""
     args = parse_arguments(arguments)
+    return command_line.exit_code_of(lambda: detect(args))
 
+
+def detect(args):
+    """Detect on all inputs; returns the exit code."""
     from fcos_core.engine.demo import run_demo
     from fcos_core.engine.predictor import Predictor
     from fcos_core.utils.logger import setup_logger

@@ -10,33 +10,32 @@ The weights are MODEL.WEIGHT of the command line, else the last checkpoint of OU
 config file. Without --config-file the config comes from the checkpoint. TEST.BBOX_AUG switches multi-scale testing on.
 """
 
-import argparse
-import os
 import sys
+
+from fcos_core.utils import command_line
 
 
 def parse_arguments(arguments=None):
     """The command line as a namespace: config_file, local_rank, opts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="yaml file; default: that of the checkpoint")
-    # torch.distributed.launch passes one of the two spellings, by its version; torchrun sets LOCAL_RANK instead
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by torch.distributed.launch")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override the config")
+    parser = command_line.make_parser(__doc__)
+    command_line.add_run_arguments(parser, "yaml file; default: that of the checkpoint")
     return parser.parse_args(arguments)
 
 
 def main(arguments=None):
     """Run the tool; returns the exit code."""
     args = parse_arguments(arguments)
-    if args.local_rank is not None:
-        os.environ["LOCAL_RANK"] = str(args.local_rank)
+    command_line.set_local_rank(args)
+    return command_line.exit_code_of(lambda: test(args))
 
+
+def test(args):
+    """Test the weights."""
     from fcos_core.engine.run_test import evaluate_checkpoint
     from fcos_core.utils.env import setup_environment
 
     setup_environment()
     evaluate_checkpoint(args.config_file, args.opts)
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,28 +8,28 @@ The same command again goes on where the last one stopped: a checkpoint in OUTPU
 weights to start from instead of random ones; it gives no iteration and no optimizer state.
 """
 
-import argparse
-import os
 import sys
+
+from fcos_core.utils import command_line
 
 
 def parse_arguments(arguments=None):
     """The command line as a namespace: config_file, local_rank, skip_test, opts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="yaml file of a config")
-    # torch.distributed.launch passes one of the two spellings, by its version; torchrun sets LOCAL_RANK instead
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by torch.distributed.launch")
+    parser = command_line.make_parser(__doc__)
     parser.add_argument("--skip-test", action="store_true", help="do not test after the training")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override the config file")
+    command_line.add_run_arguments(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments=None):
     """Run the tool; returns the exit code."""
     args = parse_arguments(arguments)
-    if args.local_rank is not None:
-        os.environ["LOCAL_RANK"] = str(args.local_rank)
+    command_line.set_local_rank(args)
+    return command_line.exit_code_of(lambda: train(args))
 
+
+def train(args):
+    """Train and test; returns the exit code."""
     from fcos_core.config import load_config
     from fcos_core.engine.run import run_training
     from fcos_core.utils.env import setup_environment

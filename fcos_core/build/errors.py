@@ -35,7 +35,10 @@ _ADVICE = (
         "install the Visual Studio Build Tools with 'Desktop development with C++', and build from its prompt 'x64 "
         "Native Tools Command Prompt'",
     ),
-    (r"unsupported (?:GNU|clang|Microsoft Visual Studio) version", "python -m fcos_core.doctor says which compiler fits"),
+    (
+        r"unsupported (?:GNU|clang|Microsoft Visual Studio) version",
+        "python -m fcos_core.doctor says which compiler fits",
+    ),
     (
         r"C\+\+20 or later|requires C\+\+20|C\+\+17 or later|unrecognized command.line option .-std=",
         "the compiler is too old for this torch: install a newer one and name it by CXX",

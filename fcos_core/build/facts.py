@@ -260,7 +260,7 @@ def find_driver(environ=os.environ):
         found = read_smi(listed, toolkits.run([smi]))
         if found is not None:
             return found
-    return _driver_by_library()
+    return driver_by_library()
 
 
 def read_smi(listed, banner):
@@ -285,7 +285,8 @@ def read_smi(listed, banner):
     return Driver(version, cuda, tuple(gpus)) if version or cuda else None
 
 
-def _driver_by_library():
+def driver_by_library():
+    """Ask the driver's library, which is quick; it knows no names of GPUs. Driver or None."""
     import ctypes
 
     number = ctypes.c_int()

@@ -92,7 +92,8 @@ _TORCH_ERRORS = (
 
 def torch_too_old(version, command):
     """A torch below 1.7."""
-    return Finding(STOPS, "torch-too-old", "torch {} is older than 1.7, the oldest one supported".format(version), command)
+    cause = "torch {} is older than 1.7, the oldest one supported".format(version)
+    return Finding(STOPS, "torch-too-old", cause, command)
 
 
 def torch_cpu_build(version, gpu, command):
@@ -299,8 +300,8 @@ def no_host_compiler(cuda):
 # ---- ninja and torch's own build code
 
 NINJA_EDIT = (
-    "torch/utils/cpp_extension.py was edited from 'ninja -v' to 'ninja --version' (advice that is often given), so that "
-    "ninja prints its version and compiles nothing"
+    "torch/utils/cpp_extension.py was edited from 'ninja -v' to 'ninja --version' (advice that is often given), so "
+    "that ninja prints its version and compiles nothing"
 )
 
 
@@ -312,7 +313,8 @@ def ninja_edited(torch_version):
 
 def ninja_broken(path, output):
     """A ninja that does not run."""
-    cause = "the ninja at {} does not run ({}); the build goes on without it".format(path, output or "it prints nothing")
+    said = output or "it prints nothing"
+    cause = "the ninja at {} does not run ({}); the build goes on without it".format(path, said)
     return Finding(NOTE, "ninja-broken", cause, "python -m pip install --force-reinstall ninja")
 
 
@@ -350,7 +352,8 @@ def setuptools_too_new(torch_version):
 
 def setuptools_missing():
     """No setuptools to build with."""
-    return Finding(STOPS, "setuptools-missing", "there is no setuptools to build with", 'python -m pip install "setuptools<81"')
+    cause = "there is no setuptools to build with"
+    return Finding(STOPS, "setuptools-missing", cause, 'python -m pip install "setuptools<81"')
 
 
 def python_headers_missing(folder):

@@ -60,9 +60,15 @@ def package_facts(name):
 
 def _version_by_metadata(name):
     try:
-        from importlib import metadata
+        from importlib import metadata  # Python 3.8
 
         return metadata.version(name)
+    except Exception:
+        pass
+    try:
+        import pkg_resources
+
+        return pkg_resources.get_distribution(name).version
     except Exception:
         return ""
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fcos_core.data.transforms import build_transforms
+from fcos_core.layers._library import check_operators
 from fcos_core.modeling.detector import build_detection_model
 from fcos_core.structures.bounding_box import BoxList
 from fcos_core.structures.image_list import to_image_list
@@ -173,7 +174,9 @@ class Predictor(object):
         if device is None and name.startswith("cuda") and "MODEL.DEVICE" not in list(opts)[0::2]:
             name = "auto"
         device = resolve_device(name)
-        check_device(device, logging.getLogger("fcos_core.inference"))
+        logger = logging.getLogger("fcos_core.inference")
+        check_device(device, logger)
+        check_operators(device, logger)
         model = build_detection_model(run.cfg)
         load_weights(run.cfg, model, run.weights)
         return cls(run.cfg, move_model(model, device, run.cfg.MODEL.CHANNELS_LAST), device, run.categories)

@@ -10,12 +10,13 @@ import torch
 
 from fcos_core.data import make_data_loader, resolve_num_classes
 from fcos_core.engine.forward import move_model
-from fcos_core.engine.guards import NonFiniteLossError, NothingToTrainError, refuse_nothing_to_do
+from fcos_core.engine.guards import refuse_nothing_to_do
 from fcos_core.engine.inference import folder_name, run_test
 from fcos_core.engine.pictures import draw_predictions
 from fcos_core.engine.precision import Precision
 from fcos_core.engine.report import TrainingReport, append_results
 from fcos_core.engine.trainer import do_train
+from fcos_core.layers._library import check_operators
 from fcos_core.modeling.detector import build_detection_model
 from fcos_core.solver import make_lr_scheduler, make_optimizer
 from fcos_core.utils.checkpoint import DetectronCheckpointer
@@ -30,9 +31,10 @@ from fcos_core.utils.comm import (
     shut_down,
     synchronize,
 )
+from fcos_core.utils.command_line import exit_code_of
 from fcos_core.utils.logger import setup_logger
 from fcos_core.utils.miscellaneous import mkdir, write_atomically
-from fcos_core.utils.preflight import DeviceError, check_device, resolve_device
+from fcos_core.utils.preflight import check_device, resolve_device
 from fcos_core.utils.rng import draw_seed, seed_everything
 
 
@@ -50,20 +52,18 @@ def run_training(cfg, explicit_keys=(), skip_test=False):
     Raises:
         TrainingInterrupted: after SIGTERM or Ctrl-C, with a checkpoint written; exit code 128 + signal.
     """
+    return exit_code_of(lambda: _run(cfg, explicit_keys, skip_test))
+
+
+def _run(cfg, explicit_keys, skip_test):
     logger = logging.getLogger("fcos_core")
-    try:
-        device = resolve_device(cfg.MODEL.DEVICE, get_local_rank())
-        init_distributed(device.type)
-        setup_logger("fcos_core", cfg.OUTPUT_DIR, get_rank())
-        check_device(device, logger)
-        _train_and_test(cfg, explicit_keys, skip_test, device, logger)
-    except (DeviceError, NonFiniteLossError, NothingToTrainError) as error:
-        if not logger.handlers:  # the device is looked at before there is a log
-            setup_logger("fcos_core", "", 0)
-        logger.error(str(error))
-        return 1
+    device = resolve_device(cfg.MODEL.DEVICE, get_local_rank())
+    init_distributed(device.type)
+    setup_logger("fcos_core", cfg.OUTPUT_DIR, get_rank())
+    check_device(device, logger)
+    check_operators(device, logger)
+    _train_and_test(cfg, explicit_keys, skip_test, device, logger)
     shut_down()
-    return 0
 
 
 def _train_and_test(cfg, explicit_keys, skip_test, device, logger):

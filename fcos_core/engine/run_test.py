@@ -6,6 +6,7 @@ weights and config -> device and processes -> model -> data -> run_test
 import logging
 
 from fcos_core.data import make_data_loader, resolve_num_classes
+from fcos_core.layers._library import check_operators
 from fcos_core.modeling.detector import build_detection_model
 from fcos_core.utils.comm import get_local_rank, get_rank, get_world_size, init_distributed, shut_down
 from fcos_core.utils.logger import setup_logger
@@ -43,6 +44,7 @@ def evaluate_checkpoint(config_file="", opts=()):
     init_distributed(device.type)
     setup_logger("fcos_core", cfg.OUTPUT_DIR, get_rank())
     check_device(device, logger)
+    check_operators(device, logger)
     logger.info("Using %d process(es), this one on %s", get_world_size(), device)
     # A checkpoint with class names has set the number: then it is the data that has to agree.
     explicit = bool(run.categories) or any(name.endswith(".NUM_CLASSES") for name in run.explicit)

@@ -8,7 +8,7 @@ import threading
 
 import torch
 
-from fcos_core.build import ensure_extension
+from fcos_core.build import cuda, ensure_extension, findings
 from fcos_core.layers import _fake
 
 _lock = threading.Lock()
@@ -30,6 +30,21 @@ def load():
         torch.ops.load_library(ensure_extension())
         _fake.register()
         _loaded = True
+
+
+def check_operators(device, logger):
+    """Load the operators before a run needs them, and say so if they cannot use its GPU.
+
+    Args:
+        device (torch.device): where the run computes.
+        logger (logging.Logger): gets the warning that there are no CUDA kernels, with the reason.
+
+    Raises:
+        fcos_core.build.BuildError: as for `load`.
+    """
+    load()
+    if device.type == "cuda" and not torch.ops.fcos_core._built_with_cuda():
+        logger.warning(str(findings.library_without_cuda(cuda.plan(torch).why)))
 
 
 if hasattr(torch, "_dynamo"):
