@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fcos_core.build import BuildError, cache, ensure_extension, extension, sources, stamp  # noqa: E402
+from fcos_core.build import BuildError, cache, cuda, ensure_extension, extension, sources, stamp  # noqa: E402
 
 # No torch header, hence quick to compile.
 LIBRARY = """#include <Python.h>
@@ -181,3 +181,84 @@ def test_build_helps_itself_without_ninja(package, idle_ninja):
     assert ctypes.CDLL(library).answer() == 42
     with open(os.path.join(os.path.dirname(library), "build.log")) as stream:
         assert "trying once more without ninja" in stream.read()
+
+
+KERNEL = """
+__global__ void kernel(float* x) { x[threadIdx.x] = 1.f; }
+int launch() { kernel<<<1, 1>>>(nullptr); return 1; }
+"""
+CALLER = """#include <Python.h>
+#ifdef WITH_CUDA
+int launch();
+#endif
+PyMODINIT_FUNC PyInit__ext(void) { return nullptr; }
+extern "C" int answer() {
+#ifdef WITH_CUDA
+  return 42 + launch();
+#else
+  return 42;
+#endif
+}
+"""
+
+
+def test_real_build_with_cuda_kernels(package, monkeypatch):
+    """Compiled and linked on a machine that need not have a GPU."""
+    import torch
+
+    if not torch.version.cuda or cuda.toolkits.choose(cuda.toolkits.find_toolkits(), torch.version.cuda)[0] is None:
+        pytest.skip("no toolkit for this torch")
+    (package / "csrc" / "library.cpp").write_text(CALLER)
+    (package / "csrc" / "kernel_cuda.cu").write_text(KERNEL)
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
+    library = ensure_extension()
+    built = stamp.read(library)
+    assert (built["kernels"], built["archs"]) == ("cuda", "86")
+    assert ctypes.CDLL(library).answer() == 43
+
+
+def test_state_without_building(package, monkeypatch):
+    forbid_build(monkeypatch)
+    state = extension.state()
+    assert (state["path"], state["reason"], state["has_sources"]) == ("", "missing", True)
+    install(package, dict(current(package), torch="0.4.1"))
+    assert "built for torch 0.4.1" in extension.state()["reason"]
+    library = install(package, dict(current(package), compiler="g++ 12"))
+    state = extension.state()
+    assert (state["path"], state["reason"], state["kernels"], state["compiler"]) == (library, "", "cpu", "g++ 12")
+    os.rename(str(package / "csrc"), str(package / "moved"))
+    assert extension.state()["has_sources"] is False and extension.state()["path"] == library
+
+
+def test_state_knows_the_cache(package, monkeypatch):
+    monkeypatch.setattr(extension, "run_worker", fake_worker)
+    library = ensure_extension()
+    assert extension.state()["path"] == library and extension.state()["reason"] == ""
+
+
+def test_a_cached_library_with_cuda_kernels_serves_without_its_toolkit(package, monkeypatch):
+    """The toolkit of a cluster is a module that is loaded for building only."""
+    wanted = dict(current(package), kernels="cuda", archs="86")
+    entry = os.path.join(cache.libraries_dir(), stamp.runtime_digest(wanted))
+    os.makedirs(entry)
+    library = os.path.join(entry, stamp.library_name())
+    with open(library, "w") as stream:
+        stream.write("library")
+    stamp.write(wanted, library)
+    forbid_build(monkeypatch)
+    monkeypatch.setattr(extension, "_archs_wanted", lambda: "86")
+    monkeypatch.setattr(extension, "_can_compile_cuda", lambda: False)
+    assert ensure_extension() == library == extension.state()["path"]
+
+
+@posix
+def test_a_broken_ninja_is_no_obstacle(package, tmp_path, monkeypatch):
+    script = tmp_path / "bin" / "ninja"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\nexit 127\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(script.parent), os.environ["PATH"]]))
+    library = ensure_extension()
+    with open(os.path.join(os.path.dirname(library), "build.log")) as stream:
+        assert "without ninja, one file at a time" in stream.read()

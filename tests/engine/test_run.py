@@ -105,9 +105,10 @@ def test_weights_of_other_classes_start_all_but_the_last_layer(whole_run, tmp_pa
     assert "skipped 2 of another shape: rpn.head.cls_logits.weight" in capsys.readouterr().out
 
 
-def test_wrong_number_of_classes_is_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="NUM_CLASSES"):
-        run_training(*config(data, tmp_path, MODEL__FCOS__NUM_CLASSES=81))
+def test_wrong_number_of_classes_is_refused(data, tmp_path, capsys):
+    assert run_training(*config(data, tmp_path, MODEL__FCOS__NUM_CLASSES=81)) == 1
+    assert "expected MODEL.FCOS.NUM_CLASSES to be 3" in capsys.readouterr().out
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
 
 
 def test_missing_gpu_is_one_sentence(data, tmp_path, monkeypatch, capsys):

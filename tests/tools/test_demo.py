@@ -100,6 +100,15 @@ def test_nothing_processed_is_a_failure(weights, tmp_path, capsys):
     assert not (tmp_path / "out" / "detections.json").exists()
 
 
+def test_errors_of_the_user_are_one_sentence(weights, tmp_path, capsys):
+    save_picture(tmp_path / "one.png")
+    assert run("--input", tmp_path / "one.png", "--weights", tmp_path / "nowhere.pth") == 1
+    assert run("--input", tmp_path / "one.png", "--weights", weights, "SOLVER.NOTHING", "1") == 1
+    printed = capsys.readouterr().out
+    assert "nowhere.pth, which does not exist" in printed and "got SOLVER.NOTHING" in printed
+    assert "Traceback" not in printed
+
+
 def test_a_video_gives_a_video(weights, tmp_path):
     import cv2
 

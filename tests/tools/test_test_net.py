@@ -92,14 +92,19 @@ def test_multi_scale(trained):
     assert all(0 < len(boxlist) <= 9 for boxlist in predictions.values())
 
 
-def test_wrong_number_of_classes_and_no_data_set_stop_at_once(trained):
-    main = load_tool().main
-    with pytest.raises(ValueError, match="expected DATASETS.TEST to name a data set"):
-        main(["OUTPUT_DIR", str(trained), "DATASETS.TEST", "()"])
-    with pytest.raises(ValueError, match="resolve_num_classes: expected MODEL.FCOS.NUM_CLASSES to be 3"):
-        main(["OUTPUT_DIR", str(trained), "MODEL.FCOS.NUM_CLASSES", "7"])
-    with pytest.raises(ValueError, match="expected trained weights"):
-        main(["OUTPUT_DIR", str(trained.parent)])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["DATASETS.TEST", "()"], "expected DATASETS.TEST to name a data set"),
+        (["MODEL.FCOS.NUM_CLASSES", "7"], "resolve_num_classes: expected MODEL.FCOS.NUM_CLASSES to be 3"),
+        (["OUTPUT_DIR", "no_such_folder"], "expected trained weights"),
+        (["DATASETS.TESTS", "()"], "expected a known key, got DATASETS.TESTS"),
+    ],
+)
+def test_errors_of_the_user_are_one_sentence(trained, capsys, options, words):
+    assert load_tool().main(["OUTPUT_DIR", str(trained)] + options) == 1
+    printed = capsys.readouterr().out
+    assert words in printed and "Traceback" not in printed
 
 
 def test_other_class_names_give_a_warning(trained, capsys):

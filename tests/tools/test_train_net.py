@@ -53,6 +53,14 @@ def test_exit_code_is_that_of_the_run(started, monkeypatch):
     assert tool("train_net").main([]) == 1
 
 
+def test_errors_of_the_user_are_one_sentence(started, capsys):
+    assert tool("train_net").main(["--config-file", "nowhere.yaml"]) == 1
+    assert tool("train_net").main(["SOLVER.MAX_ITERS", "7"]) == 1
+    printed = capsys.readouterr().out
+    assert "nowhere.yaml, which does not exist" in printed and "did you mean SOLVER.MAX_ITER" in printed
+    assert started == [] and "Traceback" not in printed
+
+
 def test_help_needs_no_torch():
     """It answers at once, also where torch is missing or broken."""
     code = (
