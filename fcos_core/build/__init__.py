@@ -6,10 +6,8 @@ the library.  A library whose stamp does not fit the running torch, Python or so
 built into the cache (cache.py), once, under a lock (lock.py), however many processes ask.
 
 Nothing here needs torch, numpy or the rest of the package to be imported, so that setup.py can use it in an empty
-environment.  Environment variables: FCOS_CORE_CACHE (folder for libraries built at first use), FCOS_CORE_NINJA (1 or
-0), MAX_JOBS (compilers at a time), CXX (compiler), CXXFLAGS and CFLAGS (appended), FORCE_CUDA (1: CUDA kernels also
-where there is no GPU; 0: none), CUDA_HOME (toolkit), TORCH_CUDA_ARCH_LIST (architectures), TORCH_BUILD_ENV (the
-environment whose torch to build against, for front ends that hide it).
+environment and the doctor in a broken one.  variables.py lists the environment variables, findings.py what can go wrong
+and what to do about it.
 """
 
 from fcos_core.build.errors import BuildError
