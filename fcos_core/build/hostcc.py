@@ -180,7 +180,7 @@ def choose(cuda, found, default, candidates):
 def choose_here(toolkit, environ=os.environ):
     """`choose` for a toolkit of this machine.
 
-    A compiler that the user gave to nvcc, or the order to take any, is left alone: NVCC_CCBIN, and `-ccbin` or
+    A compiler that the user gave to nvcc, or the order to take any, is not judged: NVCC_CCBIN, and `-ccbin` or
     `-allow-unsupported-compiler` in NVCC_PREPEND_FLAGS or NVCC_APPEND_FLAGS.
 
     Args:
@@ -190,8 +190,11 @@ def choose_here(toolkit, environ=os.environ):
     Returns:
         Choice
     """
+    if environ.get("NVCC_CCBIN"):
+        # only the newest nvcc read it themselves
+        return Choice(True, ("-ccbin", environ["NVCC_CCBIN"]))
     said = " ".join(environ.get("NVCC_{}_FLAGS".format(which), "") for which in ("PREPEND", "APPEND"))
-    if environ.get("NVCC_CCBIN") or "-ccbin" in said or "compiler-bindir" in said or "allow-unsupported" in said:
+    if "-ccbin" in said or "compiler-bindir" in said or "allow-unsupported" in said:
         return Choice(True)
     found = limits(toolkit.home, toolkit.version)
     # torch's build code gives nvcc the compiler that CC names
