@@ -43,6 +43,9 @@ struct Arguments {
   int64_t out_channels() const { return weight.size(0); }
   int64_t num_taps() const { return weight.size(2) * weight.size(3); }
   int64_t positions() const { return out_height * out_width; }
+  std::vector<int64_t> out_sizes() const {
+    return {num_images(), out_channels(), out_height, out_width};
+  }
 };
 
 // ---- checks ------------------------------------------------------------------------------------
@@ -78,8 +81,9 @@ int64_t out_size(const Arguments& a, int axis) {
   const Options& o = a.options;
   const int64_t reach = o.dilation[axis] * (a.weight.size(2 + axis) - 1) + 1;
   const int64_t padded = a.input.size(2 + axis) + 2 * o.padding[axis];
-  FCOS_CHECK(a.weight.size(2 + axis) >= 1 && padded >= reach, kName, axis ? "input width" : "input height",
-             joined("with its padding to be at least the extent of the kernel (", reach, ")"), padded,
+  FCOS_CHECK(a.weight.size(2 + axis) >= 1 && padded >= reach, kName,
+             axis ? "padded input width" : "padded input height",
+             joined("to be at least the extent of the kernel (", reach, ")"), padded,
              "use more padding or less dilation");
   return (padded - reach) / o.stride[axis] + 1;
 }
@@ -104,9 +108,10 @@ Arguments checked(const at::Tensor& input, const at::Tensor& weight, const at::T
                     a.channels(), " of input / ", options.groups, " groups"),
              weight.sizes(), "see the docstring of the function");
   const int64_t height = input.size(2), width = input.size(3), limit = int64_t(1) << 30;
-  FCOS_CHECK(height < limit && width < limit && height * width < 2 * limit &&
-                 weight.size(2) < limit && weight.size(3) < limit && a.num_taps() <= limit, kName, "input",
-             "and kernel to have fewer than 2^30 cells", input.sizes(), "split the map");
+  FCOS_CHECK(height < limit && width < limit && height * width < limit, kName, "input",
+             "of fewer than 2^30 cells", input.sizes(), "split the map");
+  FCOS_CHECK(weight.size(2) < limit && weight.size(3) < limit && a.num_taps() < limit, kName,
+             "weight", "of fewer than 2^30 taps", weight.sizes(), "this is no kernel");
   a.out_height = out_size(a, 0);
   a.out_width = out_size(a, 1);
   FCOS_CHECK(a.out_height < limit && a.out_width < limit && a.positions() < limit, kName, "output",
@@ -125,7 +130,7 @@ Arguments checked(const at::Tensor& input, const at::Tensor& weight, const at::T
 void check_grad(const Arguments& a, const at::Tensor& grad) {
   check_floating(kName, "grad", grad);
   check_same_device(kName, "grad", grad, "input", a.input);
-  const int64_t expected[4] = {a.num_images(), a.out_channels(), a.out_height, a.out_width};
+  const std::vector<int64_t> expected = a.out_sizes();
   check_shape(kName, "grad", grad, grad.sizes() == at::IntArrayRef(expected),
               text_of(at::IntArrayRef(expected)).c_str());
 }
@@ -212,7 +217,7 @@ void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, b
       : at::bmm_out(result, a.transpose(0, 1), b);
 }
 
-// out += a^T b for each group; out is [groups, columns of a, columns of b], a and b have rows first.
+// out += a^T b for each group; out is [groups, columns of a, columns of b], a and b as above.
 void add_outer(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
   if (out.size(0) == 1) {
     at::Tensor result = out[0];
@@ -256,7 +261,7 @@ struct GradientBuffers {
   }
 };
 
-// ---- CPU -----------------------------------------------------------------------------------------
+// ---- CPU ---------------------------------------------------------------------------------------
 // Blocks of positions are the unit of work: a thread writes the columns of one, which stay in its
 // cache, and multiplies them. Blocks depend on sizes only, and inside a parallel loop a matrix
 // product runs on one thread, so the number of threads does not change a bit.
@@ -300,8 +305,8 @@ struct WorkerGuards {
   BelowAutocast below_autocast;
 };
 
-// Calls work(index, columns) for 0..count-1 in parallel; each thread has columns of its own, for one
-// block. The loop has two rounds at least: one alone would run outside of it, where a matrix
+// Calls work(index, columns) for 0..count-1 in parallel; each thread has columns of its own, for
+// one block. The loop has two rounds at least: one alone would run outside of it, where a matrix
 // product takes all threads.
 template <typename Work>
 void for_each_block(int64_t count, const Blocks& blocks, const at::Tensor& weight,
@@ -323,15 +328,15 @@ at::Tensor forward_cpu(const at::Tensor& input, const at::Tensor& weight, const 
                               {stride, padding, dilation, groups, deformable_groups});
   const at::ScalarType dtype = compute_dtype(input);
   const Prepared p = prepare(a, dtype);
-  at::Tensor output = empty_for(input, {a.num_images(), a.out_channels(), a.out_height, a.out_width},
-                                 dtype, input.suggest_memory_format());
+  const at::Tensor output = empty_for(input, a.out_sizes(), dtype, input.suggest_memory_format());
   const at::Tensor rows = rows_of(output, groups), w = p.weight.transpose(1, 2);
   at::Tensor b;
   if (a.bias.defined()) b = a.bias.detach().to(dtype).view({groups, a.out_channels() / groups});
   const Blocks blocks(a);
   for_each_block(blocks.total, blocks, p.weight, [&](int64_t index, const at::Tensor& columns) {
     const Block block(blocks, index, a.positions());
-    deform_conv_columns_cpu(p.problem, block.image, block.first, block.count, mutable_data(columns));
+    deform_conv_columns_cpu(p.problem, block.image, block.first, block.count,
+                            mutable_data(columns));
     const at::Tensor out = block.of(rows);
     if (b.defined()) out.copy_(b);
     multiply(out, columns.narrow(0, 0, block.count), w, b.defined());
@@ -356,9 +361,11 @@ Gradients backward_cpu(const at::Tensor& grad, const at::Tensor& input, const at
   const int64_t weight_bytes = std::max<int64_t>(1, p.weight.numel() * p.weight.element_size());
   const int64_t lanes = std::max<int64_t>(
       1, std::min({kLanes, kColumnBytes / kBlockBytes, blocks.total, kLaneBytes / weight_bytes}));
-  const at::Tensor grad_weight = at::zeros({lanes, groups, p.weight.size(1), p.weight.size(2)}, p.weight.options());
-  const at::Tensor grad_bias = at::zeros({lanes, groups, p.weight.size(1)}, p.weight.options());
-  const at::Tensor grad_columns = at::empty({lanes, blocks.rows, groups, p.weight.size(2)}, p.weight.options());
+  const int64_t outputs = p.weight.size(1), columns_size = p.weight.size(2);
+  const auto like = p.weight.options();
+  const at::Tensor grad_weight = at::zeros({lanes, groups, outputs, columns_size}, like);
+  const at::Tensor grad_bias = at::zeros({lanes, groups, outputs}, like);
+  const at::Tensor grad_columns = at::empty({lanes, blocks.rows, groups, columns_size}, like);
   for (int64_t begin = 0; begin < blocks.total; begin += lanes) {
     const int64_t some = std::min(lanes, blocks.total - begin);
     // 1. Each thread some blocks: all but the gradient of the input.
@@ -366,8 +373,8 @@ Gradients backward_cpu(const at::Tensor& grad, const at::Tensor& input, const at
       const Block block(blocks, begin + lane, a.positions());
       const at::Tensor out = block.of(rows), gc = grad_columns[lane].narrow(0, 0, block.count);
       multiply(gc, out, p.weight, false);
-      deform_conv_backward_taps_cpu(p.problem, block.image, block.first, block.count, const_data(gc),
-                                    buffers.pointers, mutable_data(columns));
+      deform_conv_backward_taps_cpu(p.problem, block.image, block.first, block.count,
+                                    const_data(gc), buffers.pointers, mutable_data(columns));
       add_outer(grad_weight[lane], out, columns.narrow(0, 0, block.count));
       if (with_bias) grad_bias[lane].add_(out.sum(0));
     });
@@ -391,7 +398,7 @@ Gradients backward_cpu(const at::Tensor& grad, const at::Tensor& input, const at
                                    : at::empty({0}, weight.options()));
 }
 
-// ---- CUDA ----------------------------------------------------------------------------------------
+// ---- CUDA --------------------------------------------------------------------------------------
 // Positions are counted through all images and taken in parts of equal size that fit into scratch.
 
 #ifdef WITH_CUDA
@@ -399,7 +406,8 @@ Gradients backward_cpu(const at::Tensor& grad, const at::Tensor& input, const at
 int64_t rows_per_part(const Arguments& a) {
   const int64_t total = a.num_images() * a.positions();
   const int64_t row_bytes = std::max<int64_t>(
-      1, a.channels() * a.num_taps() * static_cast<int64_t>(a.input.element_size()));
+      1, std::max(a.channels(), a.options.deformable_groups) * a.num_taps() *
+             static_cast<int64_t>(a.input.element_size()));
   const int64_t most = std::max<int64_t>(1, kColumnBytes / row_bytes);
   return ceil_div(total, std::max<int64_t>(1, ceil_div(total, most)));
 }
@@ -414,8 +422,7 @@ at::Tensor forward_cuda(const at::Tensor& input, const at::Tensor& weight, const
   const at::ScalarType dtype = input.scalar_type();
   const Prepared p = prepare(a, dtype);
   const at::Tensor output =
-      empty_for(input, {a.num_images(), a.out_channels(), a.out_height, a.out_width}, dtype,
-                 at::MemoryFormat::ChannelsLast);
+      empty_for(input, a.out_sizes(), dtype, at::MemoryFormat::ChannelsLast);
   const at::Tensor rows = rows_of(output, groups).flatten(0, 1), w = p.weight.transpose(1, 2);
   const int64_t step = rows_per_part(a);
   const at::Tensor scratch = at::empty({step, groups, p.weight.size(2)}, p.input.options());
@@ -456,7 +463,7 @@ Gradients backward_cuda(const at::Tensor& grad, const at::Tensor& input, const a
   // parts of a half dtype are added up in float32
   const bool in_parts = step < rows.size(0) && dtype != compute_dtype(input);
   const at::Tensor part = at::zeros_like(p.weight);
-  const at::Tensor sum = in_parts ? at::zeros_like(p.weight, p.weight.options().dtype(at::kFloat)) : part;
+  const at::Tensor sum = in_parts ? part.to(at::kFloat) : part;
   const at::Tensor scratch = at::empty({step, groups, p.weight.size(2)}, p.input.options());
   for (int64_t first = 0; first < rows.size(0); first += step) {
     const int64_t count = std::min(step, rows.size(0) - first);

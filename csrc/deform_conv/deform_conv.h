@@ -63,8 +63,8 @@ struct DeformConvProblem {
   DeformMap offset;   // compute dtype
   DeformMap mask;     // compute dtype, or null
   int64_t num_images, channels, groups, deformable_groups;
-  int32_t height, width;          // of the input; their product is below 2^31
-  int32_t out_height, out_width;  // their product is at most 2^30
+  int32_t height, width;          // of the input; their product is below 2^30
+  int32_t out_height, out_width;  // their product is below 2^30
   int32_t kernel_height, kernel_width;
   int32_t stride[2], padding[2], dilation[2];  // y, x
 };
@@ -119,34 +119,43 @@ FCOS_HOST_DEVICE inline Tap<T> make_tap(T y, T x, T scale, int32_t height, int32
   return tap;
 }
 
-// The tap of (image, deformable group, tap number, output position).
+// Which tap: that of (image, deformable group, row and column of the kernel, output position).
+struct TapIndex {
+  int64_t image;
+  int32_t group, kernel_y, kernel_x, out_y, out_x;
+};
+
+// Element `channel` of a map at (image, channel, y, x).
 template <typename T>
-FCOS_HOST_DEVICE inline Tap<T> tap_at(const DeformConvProblem& p, int64_t image, int32_t group,
-                                      int32_t tap, int32_t out_y, int32_t out_x) {
-  const int32_t i = tap / p.kernel_width, j = tap % p.kernel_width;
-  const int64_t number = int64_t(group) * p.kernel_height * p.kernel_width + tap;
-  const T* offset = static_cast<const T*>(p.offset.data) + image * p.offset.strides[0] +
-                    2 * number * p.offset.strides[1] + out_y * p.offset.strides[2] +
-                    out_x * p.offset.strides[3];
-  T scale = T(1);
-  if (p.mask.data)
-    scale = static_cast<const T*>(p.mask.data)[image * p.mask.strides[0] +
-                                               number * p.mask.strides[1] +
-                                               out_y * p.mask.strides[2] + out_x * p.mask.strides[3]];
-  const int32_t y = out_y * p.stride[0] - p.padding[0] + i * p.dilation[0];
-  const int32_t x = out_x * p.stride[1] - p.padding[1] + j * p.dilation[1];
+FCOS_HOST_DEVICE inline T* element_of(const DeformMap& map, const TapIndex& at, int64_t channel) {
+  return static_cast<T*>(map.data) + at.image * map.strides[0] + channel * map.strides[1] +
+         at.out_y * map.strides[2] + at.out_x * map.strides[3];
+}
+
+// Channel of the mask; the offset has twice as many.
+FCOS_HOST_DEVICE inline int64_t mask_channel(const DeformConvProblem& p, const TapIndex& at) {
+  return (int64_t(at.group) * p.kernel_height + at.kernel_y) * p.kernel_width + at.kernel_x;
+}
+
+template <typename T>
+FCOS_HOST_DEVICE inline Tap<T> tap_at(const DeformConvProblem& p, const TapIndex& at) {
+  const int64_t channel = mask_channel(p, at);
+  const T* offset = element_of<const T>(p.offset, at, 2 * channel);
+  const T scale = p.mask.data ? *element_of<const T>(p.mask, at, channel) : T(1);
+  const int32_t y = at.out_y * p.stride[0] - p.padding[0] + at.kernel_y * p.dilation[0];
+  const int32_t x = at.out_x * p.stride[1] - p.padding[1] + at.kernel_x * p.dilation[1];
   return make_tap(T(y) + offset[0], T(x) + offset[p.offset.strides[1]], scale, p.height, p.width);
 }
 
 // Sums over the channels of a deformable group, g the gradient of the columns and v0..v3 the values
-// of the four cells, outside 0. Differences are summed rather than values, so that a map that varies
-// little does not lose the digits of its slope.
+// of the four cells, outside 0. Differences are summed rather than values, so that a map that
+// varies little does not lose the digits of its slope.
 template <typename T>
 struct TapSums {
-  T value;         // g v0
-  T top_step;      // g (v1 - v0)
-  T left_step;     // g (v2 - v0)
-  T right_step;    // g (v3 - v1)
+  T value;       // g v0
+  T top_step;    // g (v1 - v0)
+  T left_step;   // g (v2 - v0)
+  T right_step;  // g (v3 - v1)
 };
 
 template <typename T>
@@ -168,22 +177,18 @@ FCOS_HOST_DEVICE inline T gradient_of_x(const Tap<T>& tap, const TapSums<T>& sum
 // Stores the gradients of one tap's offset and mask.
 template <typename T>
 FCOS_HOST_DEVICE inline void store_gradients(const DeformConvProblem& p,
-                                             const DeformConvGradients& grad, const Tap<T>& tap,
-                                             const TapSums<T>& sums, int64_t image, int32_t group,
-                                             int32_t tap_number, int32_t out_y, int32_t out_x) {
-  const int64_t number = int64_t(group) * p.kernel_height * p.kernel_width + tap_number;
-  const int64_t* strides = grad.offset.strides;
-  T* offset = static_cast<T*>(grad.offset.data) + image * strides[0] + 2 * number * strides[1] +
-              out_y * strides[2] + out_x * strides[3];
+                                             const DeformConvGradients& gradients,
+                                             const TapIndex& at, const Tap<T>& tap,
+                                             const TapSums<T>& sums) {
+  const int64_t channel = mask_channel(p, at);
+  T* offset = element_of<T>(gradients.offset, at, 2 * channel);
   offset[0] = gradient_of_y(tap, sums);
-  offset[strides[1]] = gradient_of_x(tap, sums);
-  if (!grad.mask.data) return;
-  strides = grad.mask.strides;
-  static_cast<T*>(grad.mask.data)[image * strides[0] + number * strides[1] + out_y * strides[2] +
-                                  out_x * strides[3]] = gradient_of_mask(tap, sums);
+  offset[gradients.offset.strides[1]] = gradient_of_x(tap, sums);
+  if (gradients.mask.data)
+    *element_of<T>(gradients.mask, at, channel) = gradient_of_mask(tap, sums);
 }
 
-// ---- CPU: one thread, on `count` output positions of one image from `first` on -------------------
+// ---- CPU: one thread, on `count` output positions of one image from `first` on -----------------
 
 // Writes the columns [count, groups, K, channels / groups].
 void deform_conv_columns_cpu(const DeformConvProblem& problem, int64_t image, int32_t first,
@@ -199,7 +204,7 @@ void deform_conv_backward_input_cpu(const DeformConvProblem& problem, int64_t im
                                     int32_t count, const void* grad_columns, int64_t begin,
                                     int64_t end, const DeformConvGradients& gradients);
 
-// ---- CUDA: `count` output positions from `first` on, counted through all images ------------------
+// ---- CUDA: `count` output positions from `first` on, counted through all images ----------------
 // They return null or CUDA's message; see kernel.h.
 
 const char* deform_conv_columns_cuda(const DeformConvProblem& problem, int64_t first, int32_t count,

@@ -66,7 +66,7 @@ struct RunningSums {
   Lanes<T> value = {}, top_step = {}, left_step = {}, right_step = {};
 };
 
-// ---- loops over channels; plain overloads, since compilers clone no templates --------------------
+// ---- loops over channels; plain overloads, since compilers clone no templates ------------------
 
 template <typename T>
 FCOS_INLINE void blend_body(const T* const cells[4], const Tap<T>& tap, int64_t size,
@@ -135,7 +135,7 @@ FCOS_SIMD_CLONES void add_scaled(const double* grad, double factor, int64_t size
   add_scaled_body(grad, factor, size, out);
 }
 
-// ---- loops over positions and taps ---------------------------------------------------------------
+// ---- loops over positions and taps -------------------------------------------------------------
 
 template <typename T>
 T sum_of(const Lanes<T>& lanes) {
@@ -144,25 +144,31 @@ T sum_of(const Lanes<T>& lanes) {
   return sum;
 }
 
-// Calls use(position in the part, deformable group, tap number, tap, y, x) for each tap of a part.
+// Calls use(position in the block, tap index, tap) for each tap of a block.
 template <typename T, typename Use>
 void for_each_tap(const DeformConvProblem& p, int64_t image, int32_t first, int32_t count,
                   int64_t first_group, int64_t last_group, const Use& use) {
-  const int32_t num_taps = p.kernel_height * p.kernel_width;
+  TapIndex at;
+  at.image = image;
   for (int32_t i = 0; i < count; ++i) {
-    const int32_t y = (first + i) / p.out_width, x = (first + i) % p.out_width;
-    for (int64_t group = first_group; group < last_group; ++group)
-      for (int32_t k = 0; k < num_taps; ++k)
-        use(i, group, k, tap_at<T>(p, image, static_cast<int32_t>(group), k, y, x), y, x);
+    at.out_y = (first + i) / p.out_width;
+    at.out_x = (first + i) % p.out_width;
+    for (int64_t group = first_group; group < last_group; ++group) {
+      at.group = static_cast<int32_t>(group);
+      for (at.kernel_y = 0; at.kernel_y < p.kernel_height; ++at.kernel_y)
+        for (at.kernel_x = 0; at.kernel_x < p.kernel_width; ++at.kernel_x)
+          use(i, at, tap_at<T>(p, at));
+    }
   }
 }
 
 // Calls use(first channel, number of channels, index in the columns) for each run of the channels
 // [begin, end) that is one run in the columns too.
 template <typename Use>
-void for_each_run(const DeformConvProblem& p, int64_t position, int32_t tap_number, int64_t begin,
+void for_each_run(const DeformConvProblem& p, int64_t position, const TapIndex& at, int64_t begin,
                   int64_t end, const Use& use) {
   const int64_t num_taps = int64_t(p.kernel_height) * p.kernel_width;
+  const int64_t tap_number = int64_t(at.kernel_y) * p.kernel_width + at.kernel_x;
   const int64_t group_size = p.channels / p.groups;
   while (begin < end) {
     const int64_t group = begin / group_size;
@@ -197,11 +203,11 @@ void columns_of(const DeformConvProblem& p, int64_t image, int32_t first, int32_
   const int64_t size = p.channels / p.deformable_groups;
   for_each_tap<T>(
       p, image, first, count, 0, p.deformable_groups,
-      [&](int32_t i, int64_t d, int32_t k, const Tap<T>& tap, int32_t, int32_t) {
-        for_each_run(p, i, k, d * size, (d + 1) * size,
-                     [&](int64_t channel, int64_t length, int64_t at) {
+      [&](int32_t i, const TapIndex& at, const Tap<T>& tap) {
+        for_each_run(p, i, at, at.group * size, (at.group + 1) * size,
+                     [&](int64_t channel, int64_t length, int64_t index) {
                        const Cells<T> cells(input, zeros.data(), tap, p.channels, channel);
-                       blend(cells.rows, tap, length, columns + at);
+                       blend(cells.rows, tap, length, columns + index);
                      });
       });
 }
@@ -214,17 +220,17 @@ void backward_taps(const DeformConvProblem& p, int64_t image, int32_t first, int
   const int64_t size = p.channels / p.deformable_groups;
   for_each_tap<T>(
       p, image, first, count, 0, p.deformable_groups,
-      [&](int32_t i, int64_t d, int32_t k, const Tap<T>& tap, int32_t y, int32_t x) {
+      [&](int32_t i, const TapIndex& at, const Tap<T>& tap) {
         RunningSums<T> total;
-        for_each_run(p, i, k, d * size, (d + 1) * size,
-                     [&](int64_t channel, int64_t length, int64_t at) {
+        for_each_run(p, i, at, at.group * size, (at.group + 1) * size,
+                     [&](int64_t channel, int64_t length, int64_t index) {
                        const Cells<T> cells(input, zeros.data(), tap, p.channels, channel);
-                       blend(cells.rows, tap, length, columns + at);
-                       sum_up(cells.rows, grad_columns + at, length, total);
+                       blend(cells.rows, tap, length, columns + index);
+                       sum_up(cells.rows, grad_columns + index, length, total);
                      });
         const TapSums<T> sums = {sum_of<T>(total.value), sum_of<T>(total.top_step),
                                  sum_of<T>(total.left_step), sum_of<T>(total.right_step)};
-        store_gradients(p, gradients, tap, sums, image, static_cast<int32_t>(d), k, y, x);
+        store_gradients(p, gradients, at, tap, sums);
       });
 }
 
@@ -235,12 +241,13 @@ void backward_input(const DeformConvProblem& p, int64_t image, int32_t first, in
   const int64_t size = p.channels / p.deformable_groups;
   for_each_tap<T>(
       p, image, first, count, begin / size, ceil_div(end, size),
-      [&](int32_t i, int64_t d, int32_t k, const Tap<T>& tap, int32_t, int32_t) {
-        for_each_run(p, i, k, std::max(begin, d * size), std::min(end, (d + 1) * size),
-                     [&](int64_t channel, int64_t length, int64_t at) {
+      [&](int32_t i, const TapIndex& at, const Tap<T>& tap) {
+        for_each_run(p, i, at, std::max(begin, at.group * size),
+                     std::min(end, (at.group + 1) * size),
+                     [&](int64_t channel, int64_t length, int64_t index) {
                        for (int cell = 0; cell < 4; ++cell)
                          if (tap.pixel[cell] >= 0)
-                           add_scaled(grad_columns + at, tap.scale * tap.weight[cell], length,
+                           add_scaled(grad_columns + index, tap.scale * tap.weight[cell], length,
                                       grad_image + tap.pixel[cell] * p.channels + channel);
                      });
       });

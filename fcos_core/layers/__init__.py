@@ -1,7 +1,7 @@
 """Operators and layers that know neither boxes lists nor configuration.
 
-Compiled operators (deform_conv.py, nms.py, sigmoid_focal_loss.py) are loaded, and if need be built, at their first call; everything
-else is plain torch.
+Compiled operators (deform_conv.py, nms.py, sigmoid_focal_loss.py) are loaded, and if need be built, at their first
+call; everything else is plain torch.
 """
 
 from fcos_core.layers.batch_norm import FrozenBatchNorm2d
