@@ -47,16 +47,21 @@ def deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, gr
         i, j = divmod(k, kernel[1])
         y = torch.arange(out[0], dtype=torch.float64, device=input.device) * stride[0] - padding[0] + i * dilation[0]
         x = torch.arange(out[1], dtype=torch.float64, device=input.device) * stride[1] - padding[1] + j * dilation[1]
-        rows = hat(offset[:, :, k, 0] + y[:, None], height)  # [N, D, Ho, Wo, H]
-        cols = hat(offset[:, :, k, 1] + x[None, :], width)  # [N, D, Ho, Wo, W]
-        by_group = input.reshape(num_images, deformable_groups, channels // deformable_groups, height, width)
-        sample = torch.einsum("ndyxh,ndyxw,ndchw->ndcyx", rows, cols, by_group)
+        rows = hat((offset[:, :, k, 0] + y[:, None]).flatten(2), height)  # [N, D, P, H] with P = Ho * Wo
+        cols = hat((offset[:, :, k, 1] + x[None, :]).flatten(2), width)  # [N, D, P, W]
+        size = channels // deformable_groups
+        by_group = input.reshape(num_images, deformable_groups, size, height, width).permute(0, 1, 3, 4, 2)
+        blended = torch.matmul(rows, by_group.reshape(num_images, deformable_groups, height, width * size))
+        blended = blended.reshape(num_images, deformable_groups, out[0] * out[1], width, size)
+        sample = (blended * cols.unsqueeze(-1)).sum(3)  # [N, D, P, C / D]
         if mask is not None:
-            sample = sample * mask.double().reshape(num_images, deformable_groups, num_taps, *out)[:, :, None, k]
-        columns.append(sample.reshape(num_images, groups, channels // groups, *out))
-    columns = torch.stack(columns, 3)  # [N, G, C / G, K, Ho, Wo]
-    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], num_taps)
-    output = torch.einsum("gock,ngckyx->ngoyx", by_group, columns).reshape(num_images, weight.shape[0], *out)
+            of_tap = mask.double().reshape(num_images, deformable_groups, num_taps, out[0] * out[1])[:, :, k]
+            sample = sample * of_tap.unsqueeze(-1)
+        columns.append(sample.transpose(2, 3).reshape(num_images, groups, channels // groups, out[0] * out[1]))
+    columns = torch.stack(columns, 3)  # [N, G, C / G, K, P]
+    columns = columns.reshape(num_images, groups, channels // groups * num_taps, out[0] * out[1])
+    by_group = weight.reshape(groups, weight.shape[0] // groups, channels // groups * num_taps)
+    output = torch.matmul(by_group, columns).reshape(num_images, weight.shape[0], *out)
     return output if bias is None else output + bias.double()[:, None, None]
 
 
