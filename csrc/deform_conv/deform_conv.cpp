@@ -141,13 +141,15 @@ at::ScalarType compute_dtype(const at::Tensor& features) {
   return features.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-at::Tensor channels_last(const at::Tensor& t) {
-  return t.contiguous(at::MemoryFormat::ChannelsLast);
+at::Tensor empty_for(const at::Tensor& like, at::IntArrayRef sizes, at::ScalarType dtype,
+                     at::MemoryFormat format) {
+  return at::empty(sizes, like.options().dtype(dtype), format);
 }
 
-at::Tensor empty_for(const at::Tensor& like, at::IntArrayRef sizes, at::ScalarType dtype,
-                      at::MemoryFormat format) {
-  return at::empty(sizes, like.options().dtype(dtype), format);
+// `t` itself if it is so already, else a copy made in one pass.
+at::Tensor converted(const at::Tensor& t, at::ScalarType dtype, at::MemoryFormat format) {
+  if (t.scalar_type() == dtype) return t.contiguous(format);
+  return empty_for(t, t.sizes(), dtype, format).copy_(t);
 }
 
 DeformMap map_of(const at::Tensor& t) {
@@ -168,7 +170,7 @@ struct Prepared {
 Prepared prepare(const Arguments& a, at::ScalarType dtype) {
   const Options& o = a.options;
   Prepared p;
-  p.input = channels_last(a.input.detach().to(dtype));
+  p.input = converted(a.input.detach(), dtype, at::MemoryFormat::ChannelsLast);
   p.weight = a.weight.detach().to(dtype).permute({0, 2, 3, 1}).contiguous().view(
       {o.groups, a.out_channels() / o.groups, a.num_taps() * a.weight.size(1)});
   p.offset = a.offset.detach().to(compute_dtype(a.input));
@@ -231,10 +233,9 @@ void add_outer(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) 
 // The gradient of the weight from that of the matrix [groups, O / groups, taps * C / groups].
 at::Tensor weight_gradient(const Arguments& a, const at::Tensor& matrix) {
   const at::Tensor& w = a.weight;
-  return matrix.view({w.size(0), w.size(2), w.size(3), w.size(1)})
-      .permute({0, 3, 1, 2})
-      .to(w.scalar_type())
-      .contiguous(w.suggest_memory_format());
+  return converted(
+      matrix.view({w.size(0), w.size(2), w.size(3), w.size(1)}).permute({0, 3, 1, 2}),
+      w.scalar_type(), w.suggest_memory_format());
 }
 
 // Gradients in the compute dtype, and the pointers to them.
@@ -255,7 +256,7 @@ struct GradientBuffers {
 
   Gradients results(const Arguments& a, const at::Tensor& weight, const at::Tensor& bias) const {
     return Gradients(
-        input.to(a.input.scalar_type()).contiguous(a.input.suggest_memory_format()), weight,
+        converted(input, a.input.scalar_type(), a.input.suggest_memory_format()), weight,
         offset.to(a.offset.scalar_type()),
         mask.defined() ? mask.to(a.mask.scalar_type()) : at::empty({0}, a.offset.options()), bias);
   }
@@ -353,8 +354,8 @@ Gradients backward_cpu(const at::Tensor& grad, const at::Tensor& input, const at
   check_grad(a, grad);
   const at::ScalarType dtype = compute_dtype(input);
   const Prepared p = prepare(a, dtype);
-  const at::Tensor g = grad.detach().to(dtype);
-  const at::Tensor rows = rows_of(g.contiguous(g.suggest_memory_format()), groups);
+  const at::Tensor g = converted(grad.detach(), dtype, grad.suggest_memory_format());
+  const at::Tensor rows = rows_of(g, groups);
   const GradientBuffers buffers(a);
 
   const Blocks blocks(a);
@@ -393,8 +394,9 @@ Gradients backward_cpu(const at::Tensor& grad, const at::Tensor& input, const at
     grad_weight[0].add_(grad_weight[lane]);
     grad_bias[0].add_(grad_bias[lane]);
   }
-  return buffers.results(a, weight_gradient(a, grad_weight[0]),
-                         with_bias ? grad_bias[0].reshape({-1}).to(weight.scalar_type())
+  // copies, since views of the first lane would keep all of them in memory
+  return buffers.results(a, weight_gradient(a, grad_weight[0].clone()),
+                         with_bias ? grad_bias[0].flatten().clone().to(weight.scalar_type())
                                    : at::empty({0}, weight.options()));
 }
 
@@ -456,7 +458,7 @@ Gradients backward_cuda(const at::Tensor& grad, const at::Tensor& input, const a
   BelowAutocast below_autocast;
   const at::ScalarType dtype = input.scalar_type();
   const Prepared p = prepare(a, dtype);
-  const at::Tensor g = channels_last(grad.detach().to(dtype));
+  const at::Tensor g = converted(grad.detach(), dtype, at::MemoryFormat::ChannelsLast);
   const at::Tensor rows = rows_of(g, groups).flatten(0, 1);
   const GradientBuffers buffers(a);
   const int64_t step = rows_per_part(a);
