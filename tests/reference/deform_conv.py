@@ -141,3 +141,26 @@ def sample_inputs(device="cpu", dtype=torch.float32, requires_grad=False, sampli
         Sample(name, *[t if t is None else t.detach().requires_grad_(requires_grad) for t in leaves], numbers)
         for name, leaves, numbers in samples
     ]
+
+
+def exercise(device, dtype, small):
+    """Call the operator forward and backward on every sample; returns the number of calls."""
+    from fcos_core.layers import modulated_deform_conv as op
+
+    calls = 0
+    for sampling_dtype in (dtype, torch.float32):
+        for sample in sample_inputs(device, dtype, requires_grad=True, sampling_dtype=sampling_dtype):
+            if small and sample.input.numel() > 5000:
+                continue
+            output = op(sample.input, sample.offset, sample.mask, sample.weight, sample.bias, *sample.numbers)
+            output.sum().backward()
+            calls += 2
+    # points that are broken or far away
+    for value in (float("nan"), float("inf"), -1e30, 1e30, -1.0):
+        *tensors, numbers = random_inputs(1, 8, (5, 6), 4)
+        input, weight, offset, mask, bias = (t.to(device, dtype) for t in tensors)
+        offset[:, ::5] = value
+        input.requires_grad_()
+        op(input, offset, mask, weight, bias, *numbers).sum().backward()
+        calls += 2
+    return calls
