@@ -46,8 +46,19 @@ def _sigmoid_focal_loss(device):
     return torch.stack([loss.detach(), logits.grad[0, 0], logits.grad[0, 1]])
 
 
+def _deform_psroi_pooling(device):
+    """Columns numbered 0 to 3, samples in columns 0 (clamped, no slope) and 1.75: the mean and its two gradients."""
+    input = torch.arange(4.0, device=device).expand(1, 1, 4, 4).contiguous().requires_grad_()
+    trans = torch.tensor([0.125, 0.0], device=device).reshape(1, 2, 1, 1).requires_grad_()
+    rois = torch.tensor([[0.0, 0.0, 0.0, 3.0, 3.0]], device=device)
+    pooled = layers.deform_psroi_pooling(input, rois, trans, 1.0, 1, pooled_size=1, sample_per_part=2, trans_std=0.5)
+    pooled.sum().backward()
+    return torch.stack([pooled.detach().sum(), input.grad.sum(), trans.grad[0, 0, 0, 0]])
+
+
 # operator -> a tiny call, forward and where there is one backward, and what it must return
 CASES = {
+    "deform_psroi_pooling": (_deform_psroi_pooling, [0.875, 1.0, 1.0]),
     "nms": (_nms, [0, 2]),
     "ml_nms": (_ml_nms, [0, 1, 2]),
     "batched_nms": (_batched_nms, [[True, False, True], [True, True, False]]),
