@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
@@ -74,6 +75,28 @@ struct BelowAutocast {
   c10::impl::ExcludeDispatchKeyGuard guard{c10::DispatchKey::Autocast};
 #endif
 };
+
+// What autocast computes convolutions in, on the device of a tensor.
+inline at::ScalarType autocast_dtype(const at::Tensor& t) {
+#if FCOS_TORCH_AT_LEAST(2, 4)
+  return at::autocast::get_autocast_dtype(t.device().type());
+#elif FCOS_TORCH_AT_LEAST(1, 10)
+  return t.is_cuda() ? at::autocast::get_autocast_gpu_dtype()
+                     : at::autocast::get_autocast_cpu_dtype();
+#else
+  (void)t;
+  return at::kHalf;
+#endif
+}
+
+// `t` in that dtype, unless it is float64; of a weight the copy is kept for the next call.
+inline at::Tensor autocast_to(at::ScalarType dtype, const at::Tensor& t) {
+#if FCOS_TORCH_AT_LEAST(1, 10)
+  return at::autocast::cached_cast(dtype, t, t.device().type());
+#else
+  return at::autocast::cached_cast(dtype, t);
+#endif
+}
 
 // const_data_ptr and mutable_data_ptr came with 2.1; the first leaves copy-on-write tensors shared.
 #if FCOS_TORCH_AT_LEAST(2, 1)

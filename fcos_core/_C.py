@@ -14,11 +14,6 @@ _ABSENT = (
     "roi_align_backward",
     "roi_pool_forward",
     "roi_pool_backward",
-    "deform_conv_forward",
-    "deform_conv_backward_input",
-    "deform_conv_backward_parameters",
-    "modulated_deform_conv_forward",
-    "modulated_deform_conv_backward",
 )
 
 
@@ -43,6 +38,100 @@ def sigmoid_focalloss_backward(logits, targets, d_losses, num_classes, gamma, al
     _check_num_classes("sigmoid_focalloss_backward", logits, num_classes)
     _load()
     return _torch.ops.fcos_core._sigmoid_focal_loss_backward(d_losses, logits, targets, float(gamma), float(alpha), 0)
+
+
+# The functions of deformable convolution write into tensors of the caller's; `columns`, `ones` and `im2col_step`, once
+# scratch memory and its size, are not used.  Version 1 takes widths before heights, version 2 heights before widths.
+
+
+def deform_conv_forward(
+    input, weight, offset, output, columns, ones, kW, kH, dW, dH, padW, padH, dilationW, dilationH, group,
+    deformable_group, im2col_step,
+):  # fmt: skip
+    """Version 1: writes output [N, O, Ho, Wo]; returns 1."""
+    _check_kernel("deform_conv_forward", weight, kH, kW)
+    numbers = ((dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group)
+    _write("deform_conv_forward", output, _deform_conv(input, weight, offset, None, None, *numbers))
+    return 1
+
+
+def deform_conv_backward_input(
+    input, offset, gradOutput, gradInput, gradOffset, weight, columns, kW, kH, dW, dH, padW, padH, dilationW, dilationH,
+    group, deformable_group, im2col_step,
+):  # fmt: skip
+    """Version 1: adds to gradInput [N, C, H, W], writes gradOffset [N, 2 * D * K, Ho, Wo]; returns 1."""
+    _check_kernel("deform_conv_backward_input", weight, kH, kW)
+    numbers = ((dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group)
+    grad_input, _, grad_offset, _, _ = _deform_conv_backward(gradOutput, input, weight, offset, None, False, *numbers)
+    _write("deform_conv_backward_input", gradOffset, grad_offset)
+    _add("deform_conv_backward_input", gradInput, grad_input)
+    return 1
+
+
+def deform_conv_backward_parameters(
+    input, offset, gradOutput, gradWeight, columns, ones, kW, kH, dW, dH, padW, padH, dilationW, dilationH, group,
+    deformable_group, scale, im2col_step,
+):  # fmt: skip
+    """Version 1: adds scale times the gradient of the weight to gradWeight [O, C / group, kH, kW]; returns 1."""
+    _check_kernel("deform_conv_backward_parameters", gradWeight, kH, kW)
+    numbers = ((dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group)
+    # that gradient does not depend on the weight itself
+    weight = _torch.zeros_like(gradWeight)
+    _, grad_weight, _, _, _ = _deform_conv_backward(gradOutput, input, weight, offset, None, False, *numbers)
+    _add("deform_conv_backward_parameters", gradWeight, grad_weight, float(scale))
+    return 1
+
+
+def modulated_deform_conv_forward(
+    input, weight, bias, ones, offset, mask, output, columns, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+    dilation_h, dilation_w, group, deformable_group, with_bias,
+):  # fmt: skip
+    """Version 2: writes output [N, O, Ho, Wo]; bias is looked at with_bias only."""
+    _check_kernel("modulated_deform_conv_forward", weight, kernel_h, kernel_w)
+    numbers = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group)
+    bias = bias if with_bias else None
+    _write("modulated_deform_conv_forward", output, _deform_conv(input, weight, offset, mask, bias, *numbers))
+
+
+def modulated_deform_conv_backward(
+    input, weight, bias, ones, offset, mask, columns, grad_input, grad_weight, grad_bias, grad_offset, grad_mask,
+    grad_output, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group,
+    with_bias,
+):  # fmt: skip
+    """Version 2: adds to grad_input, grad_weight and, with_bias, grad_bias; writes grad_offset and grad_mask."""
+    _check_kernel("modulated_deform_conv_backward", weight, kernel_h, kernel_w)
+    numbers = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group)
+    results = _deform_conv_backward(grad_output, input, weight, offset, mask, bool(with_bias), *numbers)
+    _add("modulated_deform_conv_backward", grad_input, results[0])
+    _add("modulated_deform_conv_backward", grad_weight, results[1])
+    _write("modulated_deform_conv_backward", grad_offset, results[2])
+    _write("modulated_deform_conv_backward", grad_mask, results[3])
+    if with_bias:
+        _add("modulated_deform_conv_backward", grad_bias, results[4])
+
+
+def _deform_conv(*arguments):
+    _load()
+    with _torch.no_grad():
+        return _torch.ops.fcos_core.deform_conv(*arguments)
+
+
+def _deform_conv_backward(*arguments):
+    _load()
+    with _torch.no_grad():
+        return _torch.ops.fcos_core._deform_conv_backward(*arguments)
+
+
+def _write(function, buffer, value):
+    _check_buffer(function, "a buffer", buffer, value.shape)
+    with _torch.no_grad():
+        buffer.copy_(value)
+
+
+def _add(function, buffer, value, scale=1.0):
+    _check_buffer(function, "a buffer", buffer, value.shape)
+    with _torch.no_grad():
+        buffer.add_(value, alpha=scale)
 
 
 def deform_psroi_pooling_forward(
@@ -110,11 +199,20 @@ def deform_psroi_pooling_backward(
 
 
 def _check_buffer(function, argument, buffer, shape):
+    # torch would repeat a value along dimensions that it lacks
     if tuple(buffer.shape) != tuple(shape):
         raise ValueError(
             "{}: expected {} of shape {}, got {}; it is written to, so nothing is broadcast".format(
                 function, argument, list(shape), list(buffer.shape)
             )
+        )
+
+
+def _check_kernel(function, weight, height, width):
+    if weight.dim() != 4 or list(weight.shape[2:]) != [height, width]:
+        raise ValueError(
+            "{}: expected the kernel's height and width to be those of weight, got {} and {} for weight of shape {}; "
+            "version 1 takes the width first".format(function, height, width, list(weight.shape))
         )
 
 

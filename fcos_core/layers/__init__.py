@@ -1,10 +1,18 @@
 """Operators and layers that know neither boxes lists nor configuration.
 
-Compiled operators (nms.py, sigmoid_focal_loss.py) are loaded, and if need be built, at their first call; everything
-else is plain torch.
+Compiled operators (deform_conv.py, nms.py, roi_align.py and so on) are loaded, and if need be built, at their first
+call; everything else is plain torch.
 """
 
 from fcos_core.layers.batch_norm import FrozenBatchNorm2d
+from fcos_core.layers.deform_conv import (
+    DeformConv,
+    DFConv2d,
+    ModulatedDeformConv,
+    ModulatedDeformConvPack,
+    deform_conv,
+    modulated_deform_conv,
+)
 from fcos_core.layers.deform_psroi_pooling import (
     DeformRoIPooling,
     DeformRoIPoolingPack,
@@ -23,18 +31,24 @@ __all__ = [
     "BatchNorm2d",
     "Conv2d",
     "ConvTranspose2d",
+    "DFConv2d",
+    "DeformConv",
     "DeformRoIPooling",
     "DeformRoIPoolingPack",
     "FrozenBatchNorm2d",
     "IOULoss",
+    "ModulatedDeformConv",
+    "ModulatedDeformConvPack",
     "ModulatedDeformRoIPoolingPack",
     "Scale",
     "SigmoidFocalLoss",
     "batched_nms",
+    "deform_conv",
     "deform_psroi_pooling",
     "deform_roi_pooling",
     "interpolate",
     "ml_nms",
+    "modulated_deform_conv",
     "nms",
     "sigmoid_focal_loss",
     "smooth_l1_loss",

@@ -45,6 +45,33 @@ def _sigmoid_focal_loss_backward(grad, logits, targets, gamma, alpha, reduction)
     return logits.new_empty(logits.shape)
 
 
+def _deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, deformable_groups):
+    sizes = [
+        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    return _in_format_of(input, (input.shape[0], weight.shape[0], *sizes))
+
+
+def _deform_conv_backward(
+    grad, input, weight, offset, mask, with_bias, stride, padding, dilation, groups, deformable_groups
+):
+    return (
+        _in_format_of(input),
+        _in_format_of(weight),
+        _in_format_of(offset),
+        offset.new_empty(0) if mask is None else _in_format_of(mask),
+        weight.new_empty(weight.shape[0] if with_bias else 0),
+    )
+
+
+def _in_format_of(tensor, shape=None):
+    # contiguous, or channels last if the tensor has such strides
+    memory_format = torch._prims_common.suggest_memory_format(tensor)
+    shape = tensor.shape if shape is None else shape
+    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)
+
+
 def _deform_psroi_pooling(
     input,
     rois,
@@ -57,22 +84,18 @@ def _deform_psroi_pooling(
     sample_per_part,
     trans_std,
 ):
-    output = _like(input, (rois.shape[0], output_dim, pooled_size, pooled_size))
+    output = _in_format_of(input, (rois.shape[0], output_dim, pooled_size, pooled_size))
     num_classes = 1 if trans is None else trans.shape[1] // 2
     return output, rois.new_empty((rois.shape[0], num_classes, pooled_size, pooled_size), dtype=torch.int32)
 
 
 def _deform_psroi_pooling_backward(grad, input, rois, trans, *numbers):
-    return _like(input, input.shape), rois.new_empty(0) if trans is None else trans.new_empty(trans.shape)
-
-
-def _like(tensor, shape):
-    """Of the dtype and device of a [N, C, H, W] tensor, and channels_last if that is, as the kernels decide it."""
-    memory_format = torch._prims_common.suggest_memory_format(tensor)
-    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)
+    return _in_format_of(input), rois.new_empty(0) if trans is None else trans.new_empty(trans.shape)
 
 
 _FAKES = {
+    "deform_conv": _deform_conv,
+    "_deform_conv_backward": _deform_conv_backward,
     "nms": _nms,
     "ml_nms": _ml_nms,
     "batched_nms": _batched_nms,

@@ -1,11 +1,14 @@
 """Old names of layers that once worked around torch's refusal of empty batches.
 
-Every supported torch takes empty batches itself (test_misc checks it), so these are torch's own.
+Every supported torch takes empty batches itself (test_misc checks it), so these are torch's own.  DFConv2d lives in
+deform_conv.py.
 """
 from torch.nn import BatchNorm2d, Conv2d, ConvTranspose2d
 from torch.nn import functional as F
 
-__all__ = ["BatchNorm2d", "Conv2d", "ConvTranspose2d", "interpolate"]
+from fcos_core.layers.deform_conv import DFConv2d
+
+__all__ = ["BatchNorm2d", "Conv2d", "ConvTranspose2d", "DFConv2d", "interpolate"]
 
 
 def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corners=None):

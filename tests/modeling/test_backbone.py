@@ -12,6 +12,7 @@ from torch import nn
 
 from fcos_core.config import load_config
 from fcos_core.layers.batch_norm import FrozenBatchNorm2d
+from fcos_core.layers.deform_conv import DFConv2d
 from fcos_core.modeling import registry
 from fcos_core.modeling.backbone import build_backbone, resnet
 from fcos_core.modeling.backbone.fpn import FPN, LastLevelMaxPool
@@ -67,9 +68,8 @@ WITH_BN = ["MODEL.RESNETS.STEM_FUNC", "StemWithBatchNorm", "MODEL.RESNETS.TRANS_
 P3_TO_P7 = [name for name in sorted(registry.BACKBONES) if name.endswith("-RETINANET")]
 
 
-def fcos_files(deformable):
-    names = sorted("fcos/" + name for name in os.listdir(os.path.join(CONFIGS, "fcos")) if name.endswith(".yaml"))
-    return [name for name in names if ("dcn" in name) == deformable]
+def fcos_files():
+    return sorted("fcos/" + name for name in os.listdir(os.path.join(CONFIGS, "fcos")) if name.endswith(".yaml"))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def no_initial_weights(monkeypatch):
     monkeypatch.setattr(nn.init, "kaiming_uniform_", lambda tensor, *args, **kwargs: tensor)
 
 
-@pytest.mark.parametrize("name", fcos_files(deformable=False))
+@pytest.mark.parametrize("name", fcos_files())
 def test_state_dict_of_config_files(name, no_initial_weights):
     backbone = build_backbone(load_config(os.path.join(CONFIGS, name))[0])
     assert entries_of(backbone) == recorded_entries(name)
@@ -87,12 +87,6 @@ def test_state_dict_of_config_files(name, no_initial_weights):
 @pytest.mark.parametrize("name", sorted(OTHER_MODELS))
 def test_state_dict_of_other_models(name, no_initial_weights):
     assert entries_of(build_backbone(load_config("", OTHER_MODELS[name])[0])) == recorded_entries(name)
-
-
-@pytest.mark.parametrize("name", fcos_files(deformable=True))
-def test_deformable_convolution_is_refused_in_words(name):
-    with pytest.raises(RuntimeError, match="MODEL.RESNETS.STAGE_WITH_DCN.*deformable convolution is not compiled"):
-        build_backbone(load_config(os.path.join(CONFIGS, name))[0])
 
 
 @pytest.mark.parametrize("body", P3_TO_P7)
@@ -181,6 +175,28 @@ def test_dilation_replaces_the_stride_of_the_last_stage():
         assert [m.shape[-1] for m in body(torch.rand(1, 3, 64, 64))] == [16, 8, 4, 4]
 
 
+@pytest.mark.parametrize("modulated", [True, False])
+@pytest.mark.parametrize("stride_in_1x1", [True, False])
+def test_deformable_stages(modulated, stride_in_1x1):
+    opts = ["MODEL.RESNETS.STAGE_WITH_DCN", (False, False, True, True), "MODEL.RESNETS.WITH_MODULATED_DCN", modulated,
+            "MODEL.RESNETS.DEFORMABLE_GROUPS", 2, "MODEL.RESNETS.NUM_GROUPS", 4, "MODEL.RESNETS.RES5_DILATION", 2,
+            "MODEL.RESNETS.STRIDE_IN_1X1", stride_in_1x1]  # fmt: skip
+    body = resnet.ResNet(make_cfg("R-50-FPN-RETINANET", *(THIN + opts))).eval()
+    for name, block in ((n, b) for n in body.stages for b in getattr(body, n)):
+        conv = block.conv2
+        assert isinstance(conv, DFConv2d) == (name in ("layer3", "layer4"))
+        if not isinstance(conv, DFConv2d):
+            continue
+        assert conv.with_modulated_dcn == modulated and conv.offset.out_channels == (54 if modulated else 36)
+        assert conv.offset.groups == 1 and (conv.conv.groups, conv.conv.deformable_groups) == (4, 2)
+        assert conv.offset.stride == conv.conv.stride and conv.conv.bias is None
+        assert conv.conv.dilation == conv.offset.dilation == ((2, 2) if name == "layer4" else (1, 1))
+    stride = body.layer3[0].conv2.conv.stride
+    assert stride == ((1, 1) if stride_in_1x1 else (2, 2))
+    with torch.no_grad():
+        assert [m.shape[-1] for m in body(torch.rand(1, 3, 64, 64))] == [16, 8, 4, 4]
+
+
 @pytest.mark.parametrize("body", ["R-50-FPN-RETINANET", "R-18-FPN-RETINANET"])
 @pytest.mark.parametrize("kind,expected", [
     ("FixedBatchNorm", FrozenBatchNorm2d), ("GN", nn.GroupNorm), ("BatchNorm", nn.BatchNorm2d),
@@ -244,6 +260,19 @@ def test_initial_weights_of_resnet_and_pyramid():
         assert abs(conv.weight.mean()) < 0.05 * bound, name
         assert (conv.bias is None) == name.startswith("body."), name
         assert conv.bias is None or (conv.bias == 0).all(), name
+
+
+def test_initial_weights_of_deformable_stages():
+    """Offsets are not predicted as 0 at first, unlike in the papers."""
+    opts = ["MODEL.RESNETS.STAGE_WITH_DCN", (False, True, True, True), "MODEL.RESNETS.WITH_MODULATED_DCN", True]
+    body = resnet.ResNet(make_cfg("R-50-FPN-RETINANET", *opts))
+    layers = [m for m in body.modules() if isinstance(m, DFConv2d)]
+    assert len(layers) == 4 + 6 + 3
+    for layer in layers:
+        fan_in = layer.offset.weight[0].numel()
+        assert 0.95 * (3.0 / fan_in) ** 0.5 < layer.offset.weight.abs().max() <= (3.0 / fan_in) ** 0.5
+        assert (layer.offset.bias == 0).all()
+        assert 0.95 * fan_in**-0.5 < layer.conv.weight.abs().max() <= fan_in**-0.5
 
 
 def test_initial_weights_of_mobilenet():

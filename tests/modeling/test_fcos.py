@@ -7,6 +7,7 @@ import torch
 
 import fcos_core.modeling.rpn.fcos.targets as targets_module
 from fcos_core.config import load_config
+from fcos_core.layers import DFConv2d
 from fcos_core.modeling.rpn.fcos.inference import FCOSPostProcessor, keep_best, select_candidates
 from fcos_core.modeling.rpn.fcos.targets import INF, centerness_targets, fcos_targets, size_ranges
 from fcos_core.modeling.rpn.levels import flatten_levels, level_locations, pad_targets, per_location
@@ -276,9 +277,19 @@ def test_unknown_loss_and_missing_head_are_named():
     cfg, _ = load_config("", ["MODEL.FCOS_ON", False])
     with pytest.raises(ValueError, match="FCOS_ON"):
         build_rpn(cfg, 32)
-    cfg, _ = load_config("", ["MODEL.FCOS.USE_DCN_IN_TOWER", True])
-    with pytest.raises(ValueError, match="deformable"):
-        build_rpn(cfg, 32)
+
+
+def test_deformable_towers():
+    """The last convolution of each tower, and its initial values: its offsets get those of a plain convolution."""
+    cfg, _ = load_config("", ["MODEL.FCOS.USE_DCN_IN_TOWER", True, "MODEL.FCOS.NUM_CONVS", 3])
+    head = build_rpn(cfg, 64).head
+    for tower in (head.cls_tower, head.bbox_tower):
+        assert [type(layer) for layer in tower[::3]] == [torch.nn.Conv2d, torch.nn.Conv2d, DFConv2d]
+        last = tower[6]
+        assert last.with_modulated_dcn and last.conv.bias is not None and (last.conv.bias == 0).all()
+        assert 0.009 < last.offset.weight.std() < 0.011 and (last.offset.bias == 0).all()
+        assert 0.95 * 576**-0.5 < last.conv.weight.abs().max() <= 576**-0.5
+    assert head.cls_tower[6](torch.randn(2, 64, 5, 7)).shape == (2, 64, 5, 7)
 
 
 def test_head_shapes_and_units():

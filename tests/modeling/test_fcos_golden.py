@@ -26,6 +26,7 @@ TOLERANCES = {
     "fcos_R_101_FPN_2x": (2e-6, 8e-5, 2e-4, 2e-3, 2e-2, 2e-3, 2e-5),
     "fcos_imprv_R_50_FPN_1x": IMPROVED,
     "atsspkg_fcos_imprv_R_50_FPN_1x": IMPROVED,
+    "fcos_imprv_dcnv2_R_50_FPN_1x": (3e-6, 2e-5, 9e-5, 2e-2, 3e-2, 2e-3, 1e-5),
     "fcos_bn_bs16_MNV2_FPN_1x": (9e-6, 1e-4, 2e-3, 7e-2, 1.0, 4e-3, 3e-5),
     "var_fcos_center_sampling": PLAIN,
     "var_fcos_giou": PLAIN,

@@ -1,7 +1,8 @@
 """ResNet and ResNeXt bodies.
 
 References: He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385, table 1; Xie et al., Aggregated
-Residual Transformations, arXiv:1611.05431; Wu and He, Group Normalization, arXiv:1803.08494.
+Residual Transformations, arXiv:1611.05431; Wu and He, Group Normalization, arXiv:1803.08494; Zhu et al., Deformable
+ConvNets v2, arXiv:1811.11168.
 
 Three normalisations: FixedBatchNorm (constant statistics, for pretrained weights), GN (GroupNorm) and BatchNorm
 (trained, for training from scratch).  Stage k = 0..3 is module layer1..layer4, of stride 4, 8, 16, 32.
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fcos_core.layers.batch_norm import FrozenBatchNorm2d
+from fcos_core.layers.deform_conv import DFConv2d
 from fcos_core.modeling.make_layers import group_norm, group_norm_options
 
 # index: 1..4; block_count: blocks of the stage; return_features: whether its output is one of the body's
@@ -174,12 +176,18 @@ def _conv(in_channels, out_channels, kernel_size, stride=1, dilation=1, groups=1
 
 def _conv2(channels, stride, dilation, groups, dcn_config):
     """The 3x3 convolution of a bottleneck, the one that may be deformable."""
-    if dcn_config and dcn_config.get("stage_with_dcn"):
-        raise RuntimeError(
-            "Bottleneck: expected MODEL.RESNETS.STAGE_WITH_DCN (False, False, False, False), got a stage with True; "
-            "deformable convolution is not compiled into this version yet"
-        )
-    return _conv(channels, channels, 3, stride, dilation, groups)
+    if not (dcn_config and dcn_config.get("stage_with_dcn")):
+        return _conv(channels, channels, 3, stride, dilation, groups)
+    return DFConv2d(
+        channels,
+        channels,
+        with_modulated_dcn=dcn_config.get("with_modulated_dcn", False),
+        stride=stride,
+        groups=groups,
+        padding=dilation,
+        dilation=dilation,
+        deformable_groups=dcn_config.get("deformable_groups", 1),
+    )
 
 
 def _shortcut(in_channels, out_channels, stride, norm_func):
@@ -239,7 +247,6 @@ class ResNet(nn.Module):
 
     Raises:
         ValueError: unknown names (the message lists the known ones), FREEZE_CONV_BODY_AT beyond the last stage.
-        RuntimeError: MODEL.RESNETS.STAGE_WITH_DCN asks for deformable convolution.
     """
 
     def __init__(self, cfg):

@@ -3,30 +3,36 @@ import math
 
 from torch import nn
 
+from fcos_core.layers import DFConv2d
+
 
 def conv_tower(channels, num_convs, deformable_last=False):
     """num_convs times 3x3 convolution (with bias), GroupNorm(32), ReLU; the width stays `channels`.
 
+    Args:
+        channels: width of the input and of every layer.
+        num_convs: number of convolutions.
+        deformable_last: make the last one deformable (version 2).
+
     Returns:
         nn.Sequential whose children are numbered conv, norm, relu, conv, ...: the numbers are the parameter names of
         checkpoints.
-
-    Raises:
-        ValueError: deformable_last, as long as this version has no deformable convolution.
     """
-    if deformable_last:
-        raise ValueError(
-            "conv_tower: expected USE_DCN_IN_TOWER False, got True; this version has no deformable convolution yet, "
-            "set MODEL.FCOS.USE_DCN_IN_TOWER False or take a configuration without dcnv2 in its name"
-        )
     layers = []
-    for _ in range(num_convs):
-        layers += [nn.Conv2d(channels, channels, 3, stride=1, padding=1), nn.GroupNorm(32, channels), nn.ReLU()]
+    for i in range(num_convs):
+        if deformable_last and i == num_convs - 1:
+            conv = DFConv2d(channels, channels, bias=True)
+        else:
+            conv = nn.Conv2d(channels, channels, 3, stride=1, padding=1)
+        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
 def init_convs(*modules):
-    """Weights of every convolution in `modules` ~ N(0, 0.01^2), biases 0."""
+    """Weights of every plain convolution in `modules` ~ N(0, 0.01^2), biases 0.
+
+    Of a DFConv2d that is the one that predicts its offsets; the deformable one keeps its own initial values.
+    """
     for module in modules:
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
