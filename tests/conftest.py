@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 import logging
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -40,6 +41,14 @@ def loggers():
         logger.handlers[:] = handlers
         logger.setLevel(level)
         logger.propagate, logger.disabled = True, False
+
+
+@pytest.fixture(autouse=True)
+def compiled_code():
+    """torch.compile refuses a function that was compiled too often, and the tests of a file share functions."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @pytest.fixture(params=devices())

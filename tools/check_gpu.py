@@ -21,11 +21,12 @@ from fcos_core.build import toolkits  # noqa: E402
 
 # Only our kernels are watched, except by initcheck, which must see who writes: torch's fills and copies do.
 _OURS = ["--kernel-name", "kernel_substring=fcos_core"]
+# name: options of compute-sanitizer, options of tests/layers/exercise.py
 SANITIZERS = {
-    "memcheck": _OURS + ["--leak-check", "no"],
-    "racecheck": _OURS + ["--racecheck-report", "all"],
-    "synccheck": _OURS,
-    "initcheck": [],
+    "memcheck": (_OURS + ["--leak-check", "no"], []),
+    "racecheck": (_OURS + ["--racecheck-report", "all"], ["--simple-products"]),
+    "synccheck": (_OURS, []),
+    "initcheck": ([], ["--simple-products"]),
 }
 
 
@@ -41,9 +42,9 @@ def commands(sanitizer, pytest_arguments):
         ("kernels", [sys.executable, "-m", "tests.layers.exercise", "--require-cuda-kernels"]),
         ("tests", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"] + pytest_arguments),
     ]
-    for tool, options in SANITIZERS.items():
+    for tool, (options, arguments) in SANITIZERS.items():
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"] + options
-        steps.append((tool, command + [sys.executable, "-m", "tests.layers.exercise", "--small"]))
+        steps.append((tool, command + [sys.executable, "-m", "tests.layers.exercise", "--small"] + arguments))
     return steps
 
 

@@ -23,6 +23,12 @@ def main(arguments=None):
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--op", nargs="+", default=OPERATORS)
     parser.add_argument("--small", action="store_true", help="leave out the large samples: sanitizers are slow")
+    parser.add_argument(
+        "--simple-products",
+        action="store_true",
+        help="in half precision, only matrix products that cuBLAS does without bulk copies, which racecheck and "
+        "initcheck of CUDA 13.0 do not understand: one ends with an internal error, the other misses what they write",
+    )
     parser.add_argument("--require-cuda-kernels", action="store_true", help="fail if the library has none")
     args = parser.parse_args(arguments)
     load()
@@ -33,7 +39,8 @@ def main(arguments=None):
     total = 0
     for name in args.op:
         module = importlib.import_module("tests.reference." + name)
-        calls = sum(module.exercise(torch.device(args.device), dtype, args.small) for dtype in DTYPES)
+        options = {"simple_products": args.simple_products} if name == "deform_conv" else {}
+        calls = sum(module.exercise(torch.device(args.device), dtype, args.small, **options) for dtype in DTYPES)
         if args.device != "cpu":
             torch.cuda.synchronize()
         print("{:<24} {:5d} calls".format(name, calls), flush=True)

@@ -143,21 +143,28 @@ def sample_inputs(device="cpu", dtype=torch.float32, requires_grad=False, sampli
     ]
 
 
-def exercise(device, dtype, small):
-    """Call the operator forward and backward on every sample; returns the number of calls."""
+def exercise(device, dtype, small, simple_products=False):
+    """Call the operator forward and backward on every sample; returns the number of calls.
+
+    With simple_products, half precision only where no side of a matrix is a multiple of 16 bytes (see
+    tests/layers/exercise.py); the kernels' code is that of float32.
+    """
     from fcos_core.layers import modulated_deform_conv as op
 
     calls = 0
+    simple_products = simple_products and dtype in (torch.float16, torch.bfloat16)
     for sampling_dtype in (dtype, torch.float32):
         for sample in sample_inputs(device, dtype, requires_grad=True, sampling_dtype=sampling_dtype):
             if small and sample.input.numel() > 5000:
+                continue
+            if simple_products and sample.name not in ("odd channels", "one channel"):
                 continue
             output = op(sample.input, sample.offset, sample.mask, sample.weight, sample.bias, *sample.numbers)
             output.sum().backward()
             calls += 2
     # points that are broken or far away
     for value in (float("nan"), float("inf"), -1e30, 1e30, -1.0):
-        *tensors, numbers = random_inputs(1, 8, (5, 6), 4)
+        *tensors, numbers = random_inputs(1, 7, (5, 6), 3)
         input, weight, offset, mask, bias = (t.to(device, dtype) for t in tensors)
         offset[:, ::5] = value
         input.requires_grad_()
