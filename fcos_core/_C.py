@@ -8,15 +8,6 @@ import torch as _torch
 from fcos_core import layers as _layers
 from fcos_core.layers._library import load as _load
 
-# Names of the old module whose operators this version does not have.
-_ABSENT = (
-    "roi_align_forward",
-    "roi_align_backward",
-    "roi_pool_forward",
-    "roi_pool_backward",
-)
-
-
 def nms(dets, scores, threshold):
     """Kept indices (int64, ascending) of boxes [M, 4] with scores [M]."""
     return _layers.nms(dets, scores, threshold)
@@ -38,6 +29,45 @@ def sigmoid_focalloss_backward(logits, targets, d_losses, num_classes, gamma, al
     _check_num_classes("sigmoid_focalloss_backward", logits, num_classes)
     _load()
     return _torch.ops.fcos_core._sigmoid_focal_loss_backward(d_losses, logits, targets, float(gamma), float(alpha), 0)
+
+
+def roi_align_forward(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio):
+    """Pooled features [K, C, pooled_height, pooled_width] of input [N, C, H, W] at rois [K, 5]."""
+    return _layers.roi_align(input, rois, (pooled_height, pooled_width), spatial_scale, sampling_ratio)
+
+
+def roi_align_backward(
+    grad, rois, spatial_scale, pooled_height, pooled_width, batch_size, channels, height, width, sampling_ratio
+):
+    """Gradient [batch_size, channels, height, width] of the input, given grad, the one of the pooled features."""
+    _load()
+    return _torch.ops.fcos_core._roi_align_backward(
+        grad,
+        rois,
+        float(spatial_scale),
+        pooled_height,
+        pooled_width,
+        batch_size,
+        channels,
+        height,
+        width,
+        sampling_ratio,
+        False,
+    )
+
+
+def roi_pool_forward(input, rois, spatial_scale, pooled_height, pooled_width):
+    """Pooled features [K, C, pooled_height, pooled_width] and where each comes from, int32, -1 for an empty bin."""
+    _load()
+    return _torch.ops.fcos_core.roi_pool(input, rois, float(spatial_scale), pooled_height, pooled_width)
+
+
+def roi_pool_backward(
+    grad, input, rois, argmax, spatial_scale, pooled_height, pooled_width, batch_size, channels, height, width
+):
+    """Gradient [batch_size, channels, height, width] of the input; input, spatial_scale and sizes are not needed."""
+    _load()
+    return _torch.ops.fcos_core._roi_pool_backward(grad, rois, argmax, batch_size, channels, height, width)
 
 
 # The functions of deformable convolution write into tensors of the caller's; `columns`, `ones` and `im2col_step`, once
@@ -222,9 +252,3 @@ def _check_num_classes(function, logits, num_classes):
             "{}: expected num_classes to be the number of columns of logits, got {} for logits of shape {}; foreground "
             "classes only".format(function, num_classes, list(logits.shape))
         )
-
-
-def __getattr__(name):
-    if name in _ABSENT:
-        raise AttributeError("fcos_core._C.{} is not part of this version of fcos_core.".format(name))
-    raise AttributeError("module 'fcos_core._C' has no attribute '{}'".format(name))

@@ -23,6 +23,8 @@ from fcos_core.layers.deform_psroi_pooling import (
 from fcos_core.layers.iou_loss import IOULoss
 from fcos_core.layers.misc import BatchNorm2d, Conv2d, ConvTranspose2d, interpolate
 from fcos_core.layers.nms import batched_nms, ml_nms, nms
+from fcos_core.layers.roi_align import ROIAlign, roi_align
+from fcos_core.layers.roi_pool import ROIPool, roi_pool
 from fcos_core.layers.scale import Scale
 from fcos_core.layers.sigmoid_focal_loss import SigmoidFocalLoss, sigmoid_focal_loss
 from fcos_core.layers.smooth_l1_loss import smooth_l1_loss
@@ -40,6 +42,8 @@ __all__ = [
     "ModulatedDeformConv",
     "ModulatedDeformConvPack",
     "ModulatedDeformRoIPoolingPack",
+    "ROIAlign",
+    "ROIPool",
     "Scale",
     "SigmoidFocalLoss",
     "batched_nms",
@@ -50,6 +54,8 @@ __all__ = [
     "ml_nms",
     "modulated_deform_conv",
     "nms",
+    "roi_align",
+    "roi_pool",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

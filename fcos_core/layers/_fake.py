@@ -92,6 +92,34 @@ def _deform_psroi_pooling(
 def _deform_psroi_pooling_backward(grad, input, rois, trans, *numbers):
     return _in_format_of(input), rois.new_empty(0) if trans is None else trans.new_empty(trans.shape)
 
+def _roi_align(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
+    return _in_format_of(input, (rois.shape[0], input.shape[1], pooled_height, pooled_width))
+
+
+def _roi_align_backward(
+    grad,
+    rois,
+    spatial_scale,
+    pooled_height,
+    pooled_width,
+    batch_size,
+    channels,
+    height,
+    width,
+    sampling_ratio,
+    aligned,
+):
+    return _in_format_of(grad, (batch_size, channels, height, width))
+
+
+def _roi_pool(input, rois, spatial_scale, pooled_height, pooled_width):
+    output = _in_format_of(input, (rois.shape[0], input.shape[1], pooled_height, pooled_width))
+    return output, torch.empty_like(output, dtype=torch.int32)
+
+
+def _roi_pool_backward(grad, rois, argmax, batch_size, channels, height, width):
+    return _in_format_of(grad, (batch_size, channels, height, width))
+
 
 _FAKES = {
     "deform_conv": _deform_conv,
@@ -101,6 +129,10 @@ _FAKES = {
     "batched_nms": _batched_nms,
     "deform_psroi_pooling": _deform_psroi_pooling,
     "_deform_psroi_pooling_backward": _deform_psroi_pooling_backward,
+    "roi_align": _roi_align,
+    "_roi_align_backward": _roi_align_backward,
+    "roi_pool": _roi_pool,
+    "_roi_pool_backward": _roi_pool_backward,
     "sigmoid_focal_loss": _sigmoid_focal_loss,
     "_sigmoid_focal_loss_backward": _sigmoid_focal_loss_backward,
 }

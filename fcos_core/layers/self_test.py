@@ -56,12 +56,36 @@ def _deform_psroi_pooling(device):
     return torch.stack([pooled.detach().sum(), input.grad.sum(), trans.grad[0, 0, 0, 0]])
 
 
+def _columns(device):
+    """A map whose columns are numbered 0 to 3, and a roi over all of it."""
+    input = torch.arange(4.0, device=device).expand(1, 1, 4, 4).contiguous().requires_grad_()
+    return input, torch.tensor([[0.0, 0.0, 0.0, 3.0, 3.0]], device=device)
+
+
+def _roi_align(device):
+    """Samples in columns 0.75 and 2.25: the mean, the whole gradient and that of the first pixel, 1/8 squared."""
+    input, rois = _columns(device)
+    pooled = layers.roi_align(input, rois, 1, 1.0, 2)
+    pooled.sum().backward()
+    return torch.stack([pooled.detach().sum(), input.grad.sum(), input.grad[0, 0, 0, 0]])
+
+
+def _roi_pool(device):
+    """The maxima of two by two bins, 1 and 3; of equal ones the first gets the gradient."""
+    input, rois = _columns(device)
+    pooled = layers.roi_pool(input, rois, 2, 1.0)
+    pooled.sum().backward()
+    return torch.stack([pooled.detach().reshape(4), input.grad[0, 0, 2]])
+
+
 # operator -> a tiny call, forward and where there is one backward, and what it must return
 CASES = {
     "deform_psroi_pooling": (_deform_psroi_pooling, [0.875, 1.0, 1.0]),
     "nms": (_nms, [0, 2]),
     "ml_nms": (_ml_nms, [0, 1, 2]),
     "batched_nms": (_batched_nms, [[True, False, True], [True, True, False]]),
+    "roi_align": (_roi_align, [1.5, 1.0, 0.015625]),
+    "roi_pool": (_roi_pool, [[1.0, 3.0, 1.0, 3.0], [0.0, 1.0, 0.0, 1.0]]),
     "sigmoid_focal_loss": (_sigmoid_focal_loss, [0.1732868, -0.0745717, 0.2237151]),
 }
 

@@ -1,0 +1,316 @@
+// Schema, checks and autograd of RoIAlign, see roi_align.h for what it computes.
+//
+//   roi_align            input [N, C, H, W], rois [K, 5]
+//       -> [K, C, PH, PW], dtype and layout of input
+//   _roi_align_backward  grad of that, rois, sizes of input
+//       -> [N, C, H, W], dtype and layout of grad
+// Rois have no gradient. Autocast needs no kernel: features of any dtype meet rois of any other.
+#include "roi_align.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+
+#include "../rois.h"
+
+namespace fcos_core {
+namespace {
+
+const char* const kName = "roi_align";
+
+// What a call says beside its tensors.
+struct Options {
+  double spatial_scale;
+  int64_t pooled_height;
+  int64_t pooled_width;
+  int64_t sampling_ratio;
+  bool aligned;
+};
+
+void check_options(const Options& options) {
+  check_spatial_scale(kName, options.spatial_scale);
+  check_output_size(kName, options.pooled_height, options.pooled_width, kRoiAlignMaxBins);
+  FCOS_CHECK(options.sampling_ratio <= kRoiAlignMaxRatio, kName, "sampling_ratio",
+             joined("at most ", kRoiAlignMaxRatio), options.sampling_ratio,
+             "2 is usual, 0 adapts to the size of the roi");
+}
+
+void check_map(int64_t num_images, int64_t channels, int64_t height, int64_t width) {
+  FCOS_CHECK(num_images >= 0 && channels >= 0 && height >= 0 && width >= 0 &&
+                 height <= kRoiAlignMaxSide && width <= kRoiAlignMaxSide,
+             kName, "the map", joined("with sides of at most ", kRoiAlignMaxSide, " pixels"),
+             at::IntArrayRef({num_images, channels, height, width}),
+             "larger positions do not fit into float32");
+}
+
+RoiAlignProblem problem_of(const at::Tensor& rois, const at::Tensor& pooled,
+                           at::MemoryFormat layout, int64_t num_images, int64_t height,
+                           int64_t width, const Options& options) {
+  RoiAlignProblem problem;
+  problem.rois = const_data(rois);
+  problem.dtype = dtype_of(pooled);
+  problem.channels_last = layout == at::MemoryFormat::ChannelsLast;
+  problem.num_rois = rois.size(0);
+  problem.num_images = num_images;
+  problem.channels = pooled.size(1);
+  problem.height = height;
+  problem.width = width;
+  problem.pooled_height = options.pooled_height;
+  problem.pooled_width = options.pooled_width;
+  problem.spatial_scale = options.spatial_scale;
+  problem.sampling_ratio = std::max<int64_t>(0, options.sampling_ratio);
+  problem.aligned = options.aligned;
+  return problem;
+}
+
+// `check_values(rois, number of images)` looks at the rois, `kernel(problem, in, out)` computes.
+template <typename Check, typename Kernel>
+at::Tensor forward(const at::Tensor& input, const at::Tensor& rois, const Options& options,
+                   const Check& check_values, const Kernel& kernel) {
+  check_floating(kName, "input", input);
+  check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
+  check_rois(kName, rois, "input", input);
+  check_map(input.size(0), input.size(1), input.size(2), input.size(3));
+  check_options(options);
+  const at::Tensor r = rois_for(rois, input.scalar_type());
+  check_values(r, input.size(0));
+  const at::MemoryFormat layout = input.suggest_memory_format();
+  at::Tensor output =
+      at::empty({rois.size(0), input.size(1), options.pooled_height, options.pooled_width},
+                input.options(), layout);
+  if (output.numel() == 0) return output;
+  const at::Tensor x = input.contiguous(layout);
+  kernel(problem_of(r, output, layout, x.size(0), x.size(2), x.size(3), options), x, output);
+  return output;
+}
+
+template <typename Check, typename Kernel>
+at::Tensor backward(const at::Tensor& grad, const at::Tensor& rois, const Options& options,
+                    int64_t num_images, int64_t channels, int64_t height, int64_t width,
+                    const Check& check_values, const Kernel& kernel) {
+  check_floating(kName, "grad", grad);
+  check_rois(kName, rois, "grad", grad);
+  check_map(num_images, channels, height, width);
+  check_options(options);
+  check_shape(kName, "grad", grad,
+              grad.sizes() == at::IntArrayRef({rois.size(0), channels, options.pooled_height,
+                                               options.pooled_width}),
+              "[K, C, pooled_height, pooled_width], as the output");
+  const at::Tensor r = rois_for(rois, grad.scalar_type());
+  check_values(r, num_images);
+  const at::MemoryFormat layout = grad.suggest_memory_format();
+  // What meets on a pixel is summed in float32 at least, and rounded once.
+  const auto sum_dtype = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  at::Tensor grad_input = at::empty({num_images, channels, height, width},
+                                    grad.options().dtype(sum_dtype), layout);
+  grad_input.zero_();
+  if (grad.numel() > 0 && grad_input.numel() > 0) {
+    const at::Tensor g = grad.contiguous(layout);
+    kernel(problem_of(r, g, layout, num_images, height, width, options), g, grad_input);
+  }
+  return grad_input.to(grad.scalar_type());
+}
+
+// ---- CPU -------------------------------------------------------------------------------------
+
+void check_on_cpu(const at::Tensor& rois, int64_t num_images) {
+  check_images(kName, rois, num_images);
+}
+
+at::Tensor forward_cpu(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                       int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
+                       bool aligned) {
+  return forward(input, rois, {spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned},
+                 check_on_cpu, [](const RoiAlignProblem& problem, const at::Tensor& in,
+                                  at::Tensor& out) {
+                   roi_align_cpu(problem, const_data(in), mutable_data(out));
+                 });
+}
+
+at::Tensor backward_cpu(const at::Tensor& grad, const at::Tensor& rois, double spatial_scale,
+                        int64_t pooled_height, int64_t pooled_width, int64_t batch_size,
+                        int64_t channels, int64_t height, int64_t width, int64_t sampling_ratio,
+                        bool aligned) {
+  return backward(grad, rois, {spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned},
+                  batch_size, channels, height, width, check_on_cpu,
+                  [](const RoiAlignProblem& problem, const at::Tensor& in, at::Tensor& out) {
+                    roi_align_backward_cpu(problem, const_data(in), mutable_data(out));
+                  });
+}
+
+// ---- CUDA ------------------------------------------------------------------------------------
+
+#ifdef WITH_CUDA
+// Reading the numbers of images would wait for the GPU; the kernels deal with wrong ones.
+void leave_values(const at::Tensor&, int64_t) {}
+
+at::Tensor scratch_of(const RoiAlignProblem& problem, const at::Tensor& like) {
+  return at::empty({roi_align_cuda_scratch(problem)}, like.options().dtype(at::kByte));
+}
+
+at::Tensor forward_cuda(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                        int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
+                        bool aligned) {
+  return forward(input, rois, {spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned},
+                 leave_values, [](const RoiAlignProblem& problem, const at::Tensor& in,
+                                  at::Tensor& out) {
+                   const CudaScope scope(in);
+                   const at::Tensor scratch = scratch_of(problem, in);
+                   check_launch(kName, roi_align_cuda(problem, const_data(in), mutable_data(out),
+                                                      mutable_data(scratch), scope.stream));
+                 });
+}
+
+at::Tensor backward_cuda(const at::Tensor& grad, const at::Tensor& rois, double spatial_scale,
+                         int64_t pooled_height, int64_t pooled_width, int64_t batch_size,
+                         int64_t channels, int64_t height, int64_t width, int64_t sampling_ratio,
+                         bool aligned) {
+  return backward(
+      grad, rois, {spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned}, batch_size,
+      channels, height, width, leave_values,
+      [](const RoiAlignProblem& problem, const at::Tensor& in, at::Tensor& out) {
+        const CudaScope scope(in);
+        const at::Tensor scratch = scratch_of(problem, in);
+        check_launch(kName, roi_align_backward_cuda(problem, const_data(in), mutable_data(out),
+                                                    wants_determinism(), mutable_data(scratch),
+                                                    scope.stream));
+      });
+}
+#endif
+
+// ---- dispatch and autograd -------------------------------------------------------------------
+
+at::Tensor call_forward(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                        int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
+                        bool aligned) {
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow("fcos_core::roi_align", "")
+                       .typed<at::Tensor(const at::Tensor&, const at::Tensor&, double, int64_t,
+                                         int64_t, int64_t, bool)>();
+  return op.call(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned);
+}
+
+at::Tensor call_backward(const at::Tensor& grad, const at::Tensor& rois, double spatial_scale,
+                         int64_t pooled_height, int64_t pooled_width, SymInt batch_size,
+                         SymInt channels, SymInt height, SymInt width, int64_t sampling_ratio,
+                         bool aligned) {
+  static auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fcos_core::_roi_align_backward", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, double, int64_t, int64_t, SymInt,
+                            SymInt, SymInt, SymInt, int64_t, bool)>();
+  return op.call(grad, rois, spatial_scale, pooled_height, pooled_width, batch_size, channels,
+                 height, width, sampling_ratio, aligned);
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+struct RoiAlign : public torch::autograd::Function<RoiAlign> {
+  static Variable forward(AutogradContext* ctx, const Variable& input, const Variable& rois,
+                          double spatial_scale, int64_t pooled_height, int64_t pooled_width,
+                          int64_t sampling_ratio, bool aligned) {
+    check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
+    ctx->save_for_backward({rois});
+    ctx->saved_data["batch_size"] = sym_size(input, 0);
+    ctx->saved_data["channels"] = sym_size(input, 1);
+    ctx->saved_data["height"] = sym_size(input, 2);
+    ctx->saved_data["width"] = sym_size(input, 3);
+    ctx->saved_data["channels_last"] =
+        input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+    ctx->saved_data["spatial_scale"] = spatial_scale;
+    ctx->saved_data["pooled_height"] = pooled_height;
+    ctx->saved_data["pooled_width"] = pooled_width;
+    ctx->saved_data["sampling_ratio"] = sampling_ratio;
+    ctx->saved_data["aligned"] = aligned;
+    BelowAutograd guard;
+    return call_forward(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio,
+                        aligned);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    // Heads flatten the output, and its gradient then comes back contiguous; the gradient of the
+    // input has the layout of the input all the same.
+    const auto layout = ctx->saved_data["channels_last"].toBool() ? at::MemoryFormat::ChannelsLast
+                                                                  : at::MemoryFormat::Contiguous;
+    const at::Tensor grad = in_layout(grads[0], layout);
+    const at::Tensor grad_input = call_backward(
+        grad, ctx->get_saved_variables()[0], ctx->saved_data["spatial_scale"].toDouble(),
+        ctx->saved_data["pooled_height"].toInt(), ctx->saved_data["pooled_width"].toInt(),
+        to_symint(ctx->saved_data["batch_size"]), to_symint(ctx->saved_data["channels"]),
+        to_symint(ctx->saved_data["height"]), to_symint(ctx->saved_data["width"]),
+        ctx->saved_data["sampling_ratio"].toInt(), ctx->saved_data["aligned"].toBool());
+    return {grad_input, Variable(), Variable(), Variable(), Variable(), Variable(), Variable()};
+  }
+
+ private:
+  static at::Tensor in_layout(const at::Tensor& t, at::MemoryFormat layout) {
+    // clone and not contiguous(), which leaves maps of one pixel as they are
+    return t.suggest_memory_format() == layout ? t : t.clone(layout);
+  }
+};
+
+// Exists to refuse a second derivative aloud; without it the result would silently lack a graph.
+struct RoiAlignBackward : public torch::autograd::Function<RoiAlignBackward> {
+  static Variable forward(AutogradContext*, const Variable& grad, const Variable& rois,
+                          double spatial_scale, int64_t pooled_height, int64_t pooled_width,
+                          SymInt batch_size, SymInt channels, SymInt height, SymInt width,
+                          int64_t sampling_ratio, bool aligned) {
+    BelowAutograd guard;
+    return call_backward(grad, rois, spatial_scale, pooled_height, pooled_width, batch_size,
+                         channels, height, width, sampling_ratio, aligned);
+  }
+
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
+               "the op is differentiable once, drop create_graph=True");
+  }
+};
+
+at::Tensor forward_autograd(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                            int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
+                            bool aligned) {
+  return RoiAlign::apply(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio,
+                         aligned);
+}
+
+at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& rois, double spatial_scale,
+                             int64_t pooled_height, int64_t pooled_width, SymInt batch_size,
+                             SymInt channels, SymInt height, SymInt width, int64_t sampling_ratio,
+                             bool aligned) {
+  return RoiAlignBackward::apply(grad, rois, spatial_scale, pooled_height, pooled_width, batch_size,
+                                 channels, height, width, sampling_ratio, aligned);
+}
+
+}  // namespace
+}  // namespace fcos_core
+
+FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
+  m.def("roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height,"
+        " int pooled_width, int sampling_ratio, bool aligned) -> Tensor");
+  m.def("_roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, int pooled_height,"
+        " int pooled_width, " FCOS_SYMINT " batch_size, " FCOS_SYMINT " channels, " FCOS_SYMINT
+        " height, " FCOS_SYMINT " width, int sampling_ratio, bool aligned) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
+  m.impl("roi_align", TORCH_FN(fcos_core::forward_cpu));
+  m.impl("_roi_align_backward", TORCH_FN(fcos_core::backward_cpu));
+}
+
+TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
+#ifdef WITH_CUDA
+  m.impl("roi_align", TORCH_FN(fcos_core::forward_cuda));
+  m.impl("_roi_align_backward", TORCH_FN(fcos_core::backward_cuda));
+#else
+  m.impl("roi_align", torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+  m.impl("_roi_align_backward",
+         torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+#endif
+}
+
+TORCH_LIBRARY_IMPL(fcos_core, Autograd, m) {
+  m.impl("roi_align", TORCH_FN(fcos_core::forward_autograd));
+  m.impl("_roi_align_backward", TORCH_FN(fcos_core::backward_autograd));
+}

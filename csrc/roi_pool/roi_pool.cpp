@@ -1,0 +1,294 @@
+// Schema, checks and autograd of RoI max pooling, see roi_pool.h for what it computes.
+//
+//   roi_pool            input [N, C, H, W], rois [K, 5]
+//       -> output [K, C, PH, PW], dtype and layout of input; argmax int32 of the same shape and
+//          layout, not differentiable
+//   _roi_pool_backward  grad of output, rois, argmax, sizes of input
+//       -> [N, C, H, W], dtype and layout of grad
+// Rois have no gradient. Autocast needs no kernel: features of any dtype meet rois of any other.
+#include "roi_pool.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <tuple>
+
+#include "../rois.h"
+
+namespace fcos_core {
+namespace {
+
+const char* const kName = "roi_pool";
+using Pooled = std::tuple<at::Tensor, at::Tensor>;
+
+void check_map(int64_t num_images, int64_t channels, int64_t height, int64_t width) {
+  FCOS_CHECK(num_images >= 0 && channels >= 0 && height >= 0 && width >= 0 &&
+                 height <= kRoiPoolMaxSide && width <= kRoiPoolMaxSide &&
+                 height * width < (int64_t(1) << 31),
+             kName, "the map",
+             joined("with sides of at most ", kRoiPoolMaxSide, " and less than 2^31 pixels"),
+             at::IntArrayRef({num_images, channels, height, width}),
+             "argmax counts pixels in int32");
+}
+
+RoiPoolProblem problem_of(const at::Tensor& rois, const at::Tensor& pooled, at::MemoryFormat layout,
+                          int64_t num_images, int64_t height, int64_t width) {
+  RoiPoolProblem problem;
+  problem.rois = const_data(rois);
+  problem.dtype = dtype_of(pooled);
+  problem.channels_last = layout == at::MemoryFormat::ChannelsLast;
+  problem.num_rois = rois.size(0);
+  problem.num_images = num_images;
+  problem.channels = pooled.size(1);
+  problem.height = height;
+  problem.width = width;
+  problem.pooled_height = pooled.size(2);
+  problem.pooled_width = pooled.size(3);
+  problem.spatial_scale = 1;
+  return problem;
+}
+
+// `check_values(rois, number of images)` looks at the rois,
+// `kernel(problem, input, output, argmax)` computes.
+template <typename Check, typename Kernel>
+Pooled forward(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+               int64_t pooled_height, int64_t pooled_width, const Check& check_values,
+               const Kernel& kernel) {
+  check_floating(kName, "input", input);
+  check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
+  check_rois(kName, rois, "input", input);
+  check_map(input.size(0), input.size(1), input.size(2), input.size(3));
+  check_spatial_scale(kName, spatial_scale);
+  check_output_size(kName, pooled_height, pooled_width, kRoiPoolMaxBins);
+  const at::Tensor r = rois_for(rois, input.scalar_type());
+  check_values(r, input.size(0));
+  const at::MemoryFormat layout = input.suggest_memory_format();
+  at::Tensor output = at::empty({rois.size(0), input.size(1), pooled_height, pooled_width},
+                                input.options(), layout);
+  at::Tensor argmax = at::empty(output.sizes(), output.options().dtype(at::kInt), layout);
+  if (output.numel() > 0) {
+    const at::Tensor x = input.contiguous(layout);
+    RoiPoolProblem problem = problem_of(r, output, layout, x.size(0), x.size(2), x.size(3));
+    problem.spatial_scale = spatial_scale;
+    kernel(problem, x, output, argmax);
+  }
+  return Pooled(output, argmax);
+}
+
+// `check_values(rois, number of images, argmax, number of pixels)`
+template <typename Check, typename Kernel>
+at::Tensor backward(const at::Tensor& grad, const at::Tensor& rois, const at::Tensor& argmax,
+                    int64_t num_images, int64_t channels, int64_t height, int64_t width,
+                    const Check& check_values, const Kernel& kernel) {
+  check_floating(kName, "grad", grad);
+  check_rois(kName, rois, "grad", grad);
+  check_map(num_images, channels, height, width);
+  check_shape(kName, "grad", grad,
+              grad.dim() == 4 && grad.size(0) == rois.size(0) && grad.size(1) == channels,
+              "[K, C, pooled_height, pooled_width], as the output");
+  check_output_size(kName, grad.size(2), grad.size(3), kRoiPoolMaxBins);
+  FCOS_CHECK(argmax.scalar_type() == at::kInt, kName, "argmax", "of dtype torch.int32",
+             argmax.scalar_type(), "pass the one that the forward gave");
+  check_shape(kName, "argmax", argmax, argmax.sizes() == grad.sizes(), "as grad");
+  check_same_device(kName, "argmax", argmax, "grad", grad);
+  const at::Tensor r = rois_for(rois, grad.scalar_type());
+  check_values(r, num_images, argmax, height * width);
+  const at::MemoryFormat layout = grad.suggest_memory_format();
+  // What meets on a pixel is summed in float32 at least, and rounded once.
+  const auto sum_dtype = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  at::Tensor grad_input = at::empty({num_images, channels, height, width},
+                                    grad.options().dtype(sum_dtype), layout);
+  grad_input.zero_();
+  if (grad.numel() > 0 && grad_input.numel() > 0) {
+    const at::Tensor g = grad.contiguous(layout), places = argmax.contiguous(layout);
+    kernel(problem_of(r, g, layout, num_images, height, width), g, places, grad_input);
+  }
+  return grad_input.to(grad.scalar_type());
+}
+
+// ---- CPU -------------------------------------------------------------------------------------
+
+void check_on_cpu(const at::Tensor& rois, int64_t num_images) {
+  check_images(kName, rois, num_images);
+}
+
+void check_places_on_cpu(const at::Tensor& rois, int64_t num_images, const at::Tensor& argmax,
+                  int64_t num_pixels) {
+  check_images(kName, rois, num_images);
+  if (argmax.numel() == 0) return;
+  const int64_t least = argmax.min().item<int64_t>(), most = argmax.max().item<int64_t>();
+  FCOS_CHECK(least >= -1 && most < num_pixels, kName, "argmax", joined("in -1..", num_pixels - 1),
+             joined(least, "..", most), "pass the one that the forward gave");
+}
+
+Pooled forward_cpu(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                   int64_t pooled_height, int64_t pooled_width) {
+  return forward(input, rois, spatial_scale, pooled_height, pooled_width, check_on_cpu,
+                 [](const RoiPoolProblem& problem, const at::Tensor& in, at::Tensor& out,
+                    at::Tensor& argmax) {
+                   roi_pool_cpu(problem, const_data(in), mutable_data(out),
+                                static_cast<int32_t*>(mutable_data(argmax)));
+                 });
+}
+
+at::Tensor backward_cpu(const at::Tensor& grad, const at::Tensor& rois, const at::Tensor& argmax,
+                        int64_t batch_size, int64_t channels, int64_t height, int64_t width) {
+  return backward(grad, rois, argmax, batch_size, channels, height, width, check_places_on_cpu,
+                  [](const RoiPoolProblem& problem, const at::Tensor& in,
+                     const at::Tensor& places, at::Tensor& out) {
+                    roi_pool_backward_cpu(problem, const_data(in),
+                                          static_cast<const int32_t*>(const_data(places)),
+                                          mutable_data(out));
+                  });
+}
+
+// ---- CUDA ------------------------------------------------------------------------------------
+
+#ifdef WITH_CUDA
+// Reading values would wait for the GPU; the kernels deal with wrong ones.
+void leave_values(const at::Tensor&, int64_t) {}
+void leave_places(const at::Tensor&, int64_t, const at::Tensor&, int64_t) {}
+
+Pooled forward_cuda(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                    int64_t pooled_height, int64_t pooled_width) {
+  return forward(input, rois, spatial_scale, pooled_height, pooled_width, leave_values,
+                 [](const RoiPoolProblem& problem, const at::Tensor& in, at::Tensor& out,
+                    at::Tensor& argmax) {
+                   const CudaScope scope(in);
+                   check_launch(kName, roi_pool_cuda(problem, const_data(in), mutable_data(out),
+                                                     static_cast<int32_t*>(mutable_data(argmax)),
+                                                     scope.stream));
+                 });
+}
+
+at::Tensor backward_cuda(const at::Tensor& grad, const at::Tensor& rois, const at::Tensor& argmax,
+                         int64_t batch_size, int64_t channels, int64_t height, int64_t width) {
+  return backward(grad, rois, argmax, batch_size, channels, height, width, leave_places,
+                  [](const RoiPoolProblem& problem, const at::Tensor& in,
+                     const at::Tensor& places, at::Tensor& out) {
+                    const CudaScope scope(in);
+                    check_launch(kName,
+                                 roi_pool_backward_cuda(
+                                     problem, const_data(in),
+                                     static_cast<const int32_t*>(const_data(places)),
+                                     mutable_data(out), wants_determinism(), scope.stream));
+                  });
+}
+#endif
+
+// ---- dispatch and autograd -------------------------------------------------------------------
+
+Pooled call_forward(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                    int64_t pooled_height, int64_t pooled_width) {
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow("fcos_core::roi_pool", "")
+                       .typed<Pooled(const at::Tensor&, const at::Tensor&, double, int64_t,
+                                     int64_t)>();
+  return op.call(input, rois, spatial_scale, pooled_height, pooled_width);
+}
+
+at::Tensor call_backward(const at::Tensor& grad, const at::Tensor& rois, const at::Tensor& argmax,
+                         SymInt batch_size, SymInt channels, SymInt height, SymInt width) {
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow("fcos_core::_roi_pool_backward", "")
+                       .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         SymInt, SymInt, SymInt, SymInt)>();
+  return op.call(grad, rois, argmax, batch_size, channels, height, width);
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+struct RoiPool : public torch::autograd::Function<RoiPool> {
+  static variable_list forward(AutogradContext* ctx, const Variable& input, const Variable& rois,
+                               double spatial_scale, int64_t pooled_height, int64_t pooled_width) {
+    check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
+    ctx->saved_data["batch_size"] = sym_size(input, 0);
+    ctx->saved_data["channels"] = sym_size(input, 1);
+    ctx->saved_data["height"] = sym_size(input, 2);
+    ctx->saved_data["width"] = sym_size(input, 3);
+    ctx->saved_data["channels_last"] =
+        input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+    BelowAutograd guard;
+    const Pooled pooled = call_forward(input, rois, spatial_scale, pooled_height, pooled_width);
+    ctx->save_for_backward({rois, std::get<1>(pooled)});
+    ctx->mark_non_differentiable({std::get<1>(pooled)});
+    return {std::get<0>(pooled), std::get<1>(pooled)};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    // Heads flatten the output, and its gradient then comes back contiguous; the gradient of the
+    // input has the layout of the input all the same. clone() and not contiguous(), which leaves
+    // maps of one pixel as they are.
+    const auto layout = ctx->saved_data["channels_last"].toBool() ? at::MemoryFormat::ChannelsLast
+                                                                  : at::MemoryFormat::Contiguous;
+    const at::Tensor grad =
+        grads[0].suggest_memory_format() == layout ? grads[0] : grads[0].clone(layout);
+    const auto saved = ctx->get_saved_variables();
+    return {call_backward(grad, saved[0], saved[1], to_symint(ctx->saved_data["batch_size"]),
+                          to_symint(ctx->saved_data["channels"]),
+                          to_symint(ctx->saved_data["height"]),
+                          to_symint(ctx->saved_data["width"])),
+            Variable(), Variable(), Variable(), Variable()};
+  }
+};
+
+// Exists to refuse a second derivative aloud; without it the result would silently lack a graph.
+struct RoiPoolBackward : public torch::autograd::Function<RoiPoolBackward> {
+  static Variable forward(AutogradContext*, const Variable& grad, const Variable& rois,
+                          const Variable& argmax, SymInt batch_size, SymInt channels,
+                          SymInt height, SymInt width) {
+    BelowAutograd guard;
+    return call_backward(grad, rois, argmax, batch_size, channels, height, width);
+  }
+
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
+               "the op is differentiable once, drop create_graph=True");
+  }
+};
+
+Pooled forward_autograd(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                        int64_t pooled_height, int64_t pooled_width) {
+  const variable_list pooled =
+      RoiPool::apply(input, rois, spatial_scale, pooled_height, pooled_width);
+  return Pooled(pooled[0], pooled[1]);
+}
+
+at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& rois,
+                             const at::Tensor& argmax, SymInt batch_size, SymInt channels,
+                             SymInt height, SymInt width) {
+  return RoiPoolBackward::apply(grad, rois, argmax, batch_size, channels, height, width);
+}
+
+}  // namespace
+}  // namespace fcos_core
+
+FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
+  m.def("roi_pool(Tensor input, Tensor rois, float spatial_scale, int pooled_height,"
+        " int pooled_width) -> (Tensor, Tensor)");
+  m.def("_roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, " FCOS_SYMINT
+        " batch_size, " FCOS_SYMINT " channels, " FCOS_SYMINT " height, " FCOS_SYMINT
+        " width) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
+  m.impl("roi_pool", TORCH_FN(fcos_core::forward_cpu));
+  m.impl("_roi_pool_backward", TORCH_FN(fcos_core::backward_cpu));
+}
+
+TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
+#ifdef WITH_CUDA
+  m.impl("roi_pool", TORCH_FN(fcos_core::forward_cuda));
+  m.impl("_roi_pool_backward", TORCH_FN(fcos_core::backward_cuda));
+#else
+  m.impl("roi_pool", torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+  m.impl("_roi_pool_backward",
+         torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+#endif
+}
+
+TORCH_LIBRARY_IMPL(fcos_core, Autograd, m) {
+  m.impl("roi_pool", TORCH_FN(fcos_core::forward_autograd));
+  m.impl("_roi_pool_backward", TORCH_FN(fcos_core::backward_autograd));
+}
