@@ -8,6 +8,7 @@ import torch as _torch
 from fcos_core import layers as _layers
 from fcos_core.layers._library import load as _load
 
+
 def nms(dets, scores, threshold):
     """Kept indices (int64, ascending) of boxes [M, 4] with scores [M]."""
     return _layers.nms(dets, scores, threshold)

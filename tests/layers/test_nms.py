@@ -392,7 +392,5 @@ def test_any_call_answers_or_raises(function, arguments):
 
 def test_old_module_names():
     assert layers.nms is nms and layers.ml_nms is ml_nms
-    with pytest.raises(AttributeError, match="roi_align_forward is not part of this version"):
-        _C.roi_align_forward  # noqa: B018
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         _C.no_such_name  # noqa: B018
