@@ -79,3 +79,19 @@ def test_links_of_the_page(text):
     for target in re.findall(r"\]\(#([\w-]+)\)", text):
         assert target in headings
     assert os.path.isfile(os.path.join(ROOT, "docs", "..", "README.md"))
+
+
+@pytest.mark.parametrize("name", ["test.yml", "wheels.yml"])
+def test_workflows_are_readable_and_ask_for_releases_that_exist(name):
+    yaml = pytest.importorskip("yaml")
+    with open(os.path.join(ROOT, ".github", "workflows", name), encoding="utf-8") as stream:
+        jobs = yaml.safe_load(stream)["jobs"]
+    known = {release.version: release for release in releases.RELEASES}
+    for job in jobs.values():
+        for cell in job.get("strategy", {}).get("matrix", {}).get("include", []):
+            torch = re.search(r"\d+\.\d+\.\d+", cell["torch"])
+            if torch and torch.group(0) in known and "python" in cell:
+                first, last = known[torch.group(0)].pythons
+                assert first <= int(cell["python"].split(".")[1]) <= last, cell
+            if torch and "index" in cell:
+                assert "cu" + known[torch.group(0)].cuda.replace(".", "") == cell["index"], cell
