@@ -46,6 +46,16 @@ def _sigmoid_focal_loss(device):
     return torch.stack([loss.detach(), logits.grad[0, 0], logits.grad[0, 1]])
 
 
+def _deform_conv(device):
+    """Columns numbered 0 to 3, read half a column to the right, zero outside, times 2: sum and gradients."""
+    input = torch.arange(4.0, device=device).reshape(1, 1, 1, 4).requires_grad_()
+    offset = torch.tensor([0.0, 0.5], device=device).reshape(1, 2, 1, 1).repeat(1, 1, 1, 4).requires_grad_()
+    weight = torch.full((1, 1, 1, 1), 2.0, device=device, requires_grad=True)
+    total = layers.deform_conv(input, offset, weight).sum()
+    total.backward()
+    return torch.stack([total.detach(), weight.grad.sum(), input.grad.sum(), offset.grad[0, 1, 0, 0]])
+
+
 def _deform_psroi_pooling(device):
     """Columns numbered 0 to 3, samples in columns 0 (clamped, no slope) and 1.75: the mean and its two gradients."""
     input = torch.arange(4.0, device=device).expand(1, 1, 4, 4).contiguous().requires_grad_()
@@ -80,6 +90,7 @@ def _roi_pool(device):
 
 # operator -> a tiny call, forward and where there is one backward, and what it must return
 CASES = {
+    "deform_conv": (_deform_conv, [12.0, 6.0, 7.0, 2.0]),
     "deform_psroi_pooling": (_deform_psroi_pooling, [0.875, 1.0, 1.0]),
     "nms": (_nms, [0, 2]),
     "ml_nms": (_ml_nms, [0, 1, 2]),
