@@ -5,6 +5,7 @@ Puts the decisions of toolkits.py, arch.py and hostcc.py together for the torch 
 
 import glob
 import os
+import shutil
 from typing import NamedTuple, Optional, Tuple
 
 from fcos_core.build import arch, hostcc, toolkits
@@ -63,9 +64,10 @@ def prepare_environment(decided, environ=os.environ):
     # It also holds the compiler of the .cpp files against nvcc's limits; what matters is the one that nvcc calls, and
     # that was looked at.
     environ["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"
-    if "-ccbin" in decided.flags:
-        # torch up to 1.9 would add one for CC, and nvcc refuses two
-        environ.pop("CC", None)
+    named = environ.get("CC")
+    if named and ("-ccbin" in decided.flags or shutil.which(named) is None):
+        # torch gives nvcc what CC names, old versions beside our choice, and also what is no single program
+        del environ["CC"]
 
 
 def link_folders(home, temporary):

@@ -57,18 +57,18 @@ def verdict(known, found, cpu_only=False):
         cpu_only (bool): as for `diagnose`.
 
     Returns:
-        tuple[bool, str]: whether it works, and the sentence.
+        tuple[bool, str]: whether it works, and the sentence, without a full stop: it may end with a command.
     """
     found = findings.in_order(found)
     if found and found[0].weight == STOPS:
-        return False, "Training would not work: {}.".format(found[0])
+        return False, "Training would not work: {}".format(found[0])
     gpus = known.torch.gpus if known.torch and not cpu_only else ()
-    where = " and ".join(sorted({gpu.name for gpu in gpus})) or "the CPU"
+    where = " and ".join(sorted({gpu.name for gpu in gpus})) or "the CPU (MODEL.DEVICE cpu)"
     unbuilt = any(finding.name == "library-unbuilt" for finding in found)
     text = "Training works on {}{}".format(where, "; the operators are built at first use" if unbuilt else "")
     if found and found[0].weight == LIMITS:
-        return True, "{}, but {}.".format(text, found[0])
-    return True, text + "."
+        return True, "{}, but {}".format(text, found[0])
+    return True, text
 
 
 # ---- torch

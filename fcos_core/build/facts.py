@@ -190,7 +190,7 @@ def _tools(environ, folder):
         command = compiler.find_compiler(environ)
         description = compiler.describe(command)
         if "version unknown" in description:
-            description = ""
+            description = _visual_studio(environ)
     except BuildError:
         description = ""
     ninja = jobs.find_ninja(environ)
@@ -208,6 +208,15 @@ def _tools(environ, folder):
         has_pkg_resources=_importable("pkg_resources"),
         python_headers="" if os.path.isfile(os.path.join(headers, "Python.h")) else headers,
     )
+
+
+def _visual_studio(environ):
+    """Where Visual Studio lies, which setuptools finds without cl on PATH; "" if there is none."""
+    folder = os.path.join(environ.get("ProgramFiles(x86)", ""), "Microsoft Visual Studio", "Installer")
+    part = "Microsoft.VisualStudio.Component.VC.Tools.x86.x64"
+    command = ["-latest", "-products", "*", "-requires", part, "-property", "installationPath"]
+    path = toolkits.run([os.path.join(folder, "vswhere.exe")] + command).strip()
+    return "Visual Studio in {}".format(path) if os.path.isdir(path) else ""
 
 
 def is_ninja_edited(text):

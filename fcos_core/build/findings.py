@@ -198,7 +198,9 @@ def get_toolkit(cuda):
     if int(cuda.split(".")[0]) >= 13:
         parts = ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
         pinned = " ".join('"nvidia-{}=={}.*"'.format(part, cuda) for part in parts)
-        return "install CUDA {}: python -m pip install {}, or from {}; {}".format(cuda, pinned, GET_CUDA, place)
+        return "install CUDA {}: on Linux python -m pip install {}; elsewhere from {}; {}".format(
+            cuda, pinned, GET_CUDA, place
+        )
     return (
         "install CUDA {0} from {1} (its .run file with --silent --toolkit --toolkitpath=FOLDER needs no "
         "administrator) and, {2}".format(cuda, GET_CUDA, place)

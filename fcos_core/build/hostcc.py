@@ -177,7 +177,7 @@ def choose(cuda, found, default, candidates):
     return Choice(False, (), findings.host_too_new(str(default), cuda, limit))
 
 
-def choose_here(toolkit, environ=os.environ):
+def choose_here(toolkit, environ=os.environ, windows=os.name == "nt"):
     """`choose` for a toolkit of this machine.
 
     A compiler that the user gave to nvcc, or the order to take any, is not judged: NVCC_CCBIN, and `-ccbin` or
@@ -186,6 +186,7 @@ def choose_here(toolkit, environ=os.environ):
     Args:
         toolkit (toolkits.Toolkit): the one that compiles.
         environ (dict): environment variables.
+        windows (bool): whether this is Windows.
 
     Returns:
         Choice
@@ -199,6 +200,9 @@ def choose_here(toolkit, environ=os.environ):
     found = limits(toolkit.home, toolkit.version)
     # torch's build code gives nvcc the compiler that CC names
     default = of_nvcc(toolkit.home, shutil.which(environ["CC"]) if environ.get("CC") else None)
+    if default is None and windows:
+        # setuptools finds cl where it is not on PATH, and puts it there for nvcc
+        return Choice(True)
     cuda = "{}.{}".format(*toolkit.version)
     return choose(cuda, found, default, lambda: _other_compilers(toolkit.home, found, environ))
 

@@ -1,6 +1,7 @@
 """What a build does about CUDA, all decisions together."""
 
 import os
+import sys
 
 import pytest
 
@@ -54,9 +55,12 @@ def test_what_torch_reads_from_the_environment():
     environ = {"CC": "gcc-13", "CUDA_HOME": "/cuda-10.2"}
     cuda.prepare_environment(cuda.Plan("", CUDA_118, "86", ("-ccbin", "g++-11")), environ)
     assert environ == {"CUDA_HOME": "/cuda-11.8", "TORCH_DONT_CHECK_COMPILER_ABI": "1"}
-    environ = {"CC": "gcc-11"}
+    environ = {"CC": sys.executable}  # a program that there is
     cuda.prepare_environment(cuda.Plan("", CUDA_118, "86", ()), environ)
-    assert environ["CC"] == "gcc-11"
+    assert environ["CC"] == sys.executable
+    environ = {"CC": "ccache gcc"}  # nvcc would look for a program of that name
+    cuda.prepare_environment(cuda.Plan("", CUDA_118, "86", ()), environ)
+    assert "CC" not in environ
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links")

@@ -123,7 +123,7 @@ SITUATIONS = {
         machine(torch={"cuda": "13.0"}, tools={"toolkits": ()}, library=CPU_KERNELS)._replace(driver=None, pci_gpus=0),
         (LIMITS, "toolkit-missing"),
         "no CUDA 13 toolkit",
-        'python -m pip install "nvidia-cuda-nvcc==13.0.*"',
+        'install CUDA 13.0: on Linux python -m pip install "nvidia-cuda-nvcc==13.0.*"',
     ),
     "no compiler": (
         machine(tools={"compiler": ""}, library=UNBUILT),
@@ -293,13 +293,13 @@ def test_situation(name):
 def test_all_is_well():
     known = machine()
     assert diagnose.diagnose(known) == []
-    assert diagnose.verdict(known, []) == (True, "Training works on NVIDIA GeForce RTX 3060.")
+    assert diagnose.verdict(known, []) == (True, "Training works on NVIDIA GeForce RTX 3060")
 
 
 def test_a_machine_without_a_gpu_trains_on_the_cpu():
     known = machine(torch={"gpus": ()}, driver=None, pci_gpus=0, library=dict(CPU_KERNELS), tools={"toolkits": ()})
     assert diagnose.diagnose(known) == []
-    assert diagnose.verdict(known, []) == (True, "Training works on the CPU.")
+    assert diagnose.verdict(known, []) == (True, "Training works on the CPU (MODEL.DEVICE cpu)")
 
 
 def test_on_a_mac():
@@ -313,7 +313,7 @@ def test_judged_for_the_cpu_no_gpu_matters(name):
     known = SITUATIONS[name][0]
     found = diagnose.diagnose(known, cpu_only=True)
     assert found and {finding.weight for finding in found} == {NOTE}
-    assert diagnose.verdict(known, found, cpu_only=True) == (True, "Training works on the CPU.")
+    assert diagnose.verdict(known, found, cpu_only=True) == (True, "Training works on the CPU (MODEL.DEVICE cpu)")
 
 
 @pytest.mark.parametrize("name", ["no compiler", "no Python.h", "edited cpp_extension.py", "no toolkit"])
@@ -339,7 +339,7 @@ def test_nothing_is_built_with_obstacles_in_the_way():
 def test_an_unbuilt_library_is_said_in_the_verdict():
     known = machine(library=UNBUILT)
     _, sentence = diagnose.verdict(known, diagnose.diagnose(known))
-    assert sentence == "Training works on NVIDIA GeForce RTX 3060; the operators are built at first use."
+    assert sentence == "Training works on NVIDIA GeForce RTX 3060; the operators are built at first use"
 
 
 @pytest.mark.parametrize("candidates", [[], [("/usr/bin/g++-11", hostcc.Compiler("gcc", (11, 4)))]])

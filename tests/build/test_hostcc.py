@@ -157,6 +157,14 @@ def test_an_installed_compiler_is_found(fake, tmp_path):
 
 
 @posix
+def test_without_any_compiler_only_windows_goes_on(fake, tmp_path):
+    toolkit, _ = fake
+    write_script(tmp_path / "cuda" / "bin" / "nvcc", "echo 'nvcc fatal : Cannot find compiler in PATH'; exit 1")
+    assert hostcc.choose_here(toolkit, {"PATH": ""}, windows=False).finding.name == "compiler-missing"
+    assert hostcc.choose_here(toolkit, {"PATH": ""}, windows=True) == hostcc.Choice(True)
+
+
+@posix
 @pytest.mark.parametrize(
     "variable, value",
     [("NVCC_APPEND_FLAGS", "-allow-unsupported-compiler"), ("NVCC_PREPEND_FLAGS", "-ccbin x")],
