@@ -155,7 +155,7 @@ def ask(names, seconds=SECONDS):
             answers[left[0]] = {"error": "the process does not start: {}".format(line["ended"])}
         for name in started:
             if answers[name] is None:
-                answers[name] = {"error": line["ended"], "unanswered": line.get("late", False)}
+                answers[name] = {"error": line["ended"] or "the process ended", "unanswered": line.get("late", False)}
         left = [name for name in left if name not in answers]
     return answers
 

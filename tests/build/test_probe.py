@@ -14,6 +14,7 @@ MODULES = {
     "leaving": "raise SystemExit(3)",
     "dying": "import os; os._exit(7)",
     "crashing": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+    "vanishing": "import os; os._exit(0)",
     "hanging": "import time; time.sleep(600)",
 }
 
@@ -26,11 +27,12 @@ def modules(tmp_path, monkeypatch):
 
 
 def test_each_is_asked_whatever_happened_before(modules):
-    names = ["dying", "fine", "raising", "leaving", "missing_dependency"]
+    names = ["dying", "fine", "raising", "vanishing", "leaving", "missing_dependency"]
     answers = probe.ask(names)
     assert list(answers) == names
     assert answers["fine"] == {"version": "1.2"}
     assert answers["dying"] == {"error": "the process ended with code 7", "unanswered": False}
+    assert answers["vanishing"]["error"] == "the process ended"
     assert answers["raising"] == {"error": "ValueError: numpy.dtype size changed"}
     assert answers["leaving"] == {"error": "SystemExit: 3"}
     assert answers["missing_dependency"] == {"error": "ModuleNotFoundError: No module named 'no_such_module_at_all'"}
