@@ -40,10 +40,11 @@ struct TapsMemory {
   int64_t bytes;  // of one block
 };
 
-// All threads of a block call it, with the same roi.
+// All threads of a block call it, with the same roi. Not inlined: it is most of the code of every
+// kernel, and called once for a whole slice of channels.
 template <typename C>
-__device__ RoiAlignTaps<C> make_taps(const RoiAlignProblem& p, const TapsMemory& memory,
-                                     int64_t roi) {
+__device__ __noinline__ RoiAlignTaps<C> make_taps(const RoiAlignProblem& p,
+                                                  const TapsMemory& memory, int64_t roi) {
   extern __shared__ __align__(16) unsigned char shared[];
   unsigned char* bytes = memory.scratch ? memory.scratch + blockIdx.x * memory.bytes : shared;
   C* weights = reinterpret_cast<C*>(bytes);
@@ -93,8 +94,8 @@ struct Layout {
 
 // What the threads of a block share out: cells (bins or pixels) times packs of channels. Threads
 // next to each other take what lies next to each other in memory.
-template <bool channels_last>
-__device__ __forceinline__ void split(int item, int cells, int packs, int& cell, int& pack) {
+__device__ __forceinline__ void split(bool channels_last, int item, int cells, int packs, int& cell,
+                                      int& pack) {
   if (channels_last) {
     cell = item / packs;
     pack = item - cell * packs;
@@ -137,7 +138,7 @@ __device__ __forceinline__ void pool(const RoiAlignTaps<compute_t<T>>& taps, int
   }
 }
 
-template <typename T, typename Index, int kPack, bool channels_last>
+template <typename T, typename Index, int kPack>
 __global__ void __launch_bounds__(kThreads)
     roi_align_forward(RoiAlignProblem p, TapsMemory memory, Layout<Index> layout,
                       const T* __restrict__ input, T* __restrict__ output) {
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(kThreads)
 
     for (int item = threadIdx.x; item < num_bins * packs; item += blockDim.x) {
       int bin, pack;
-      split<channels_last>(item, num_bins, packs, bin, pack);
+      split(p.channels_last, item, num_bins, packs, bin, pack);
       const int y = bin / width, x = bin - y * width;
       const Index channel = first + pack * kPack;
       C sum[kPack];
@@ -201,7 +202,7 @@ __device__ __forceinline__ void gather(const RoiAlignTaps<compute_t<T>>& taps, i
 }
 
 // Adds the gradient of one roi to the rows [row_begin, row_end) and the channels of a slice.
-template <typename T, typename Index, int kPack, bool channels_last, bool atomic>
+template <typename T, typename Index, int kPack, bool atomic>
 __device__ __forceinline__ void spread_roi(const RoiAlignProblem& p, const Layout<Index>& layout,
                                            const RoiAlignTaps<compute_t<T>>& taps, int64_t roi,
                                            int first, int row_begin, int row_end,
@@ -225,7 +226,7 @@ __device__ __forceinline__ void spread_roi(const RoiAlignProblem& p, const Layou
     const int cells = min(most_rows, slot_end - slot_begin) * columns;
     for (int item = threadIdx.x; item < cells * packs; item += blockDim.x) {
       int cell, pack;
-      split<channels_last>(item, cells, packs, cell, pack);
+      split(p.channels_last, item, cells, packs, cell, pack);
       const int row = cell / columns, column = cell - row * columns, slot = slot_begin + row;
       const Index channel = first + pack * kPack;
       C sum[kPack];
@@ -245,7 +246,7 @@ __device__ __forceinline__ void spread_roi(const RoiAlignProblem& p, const Layou
   }
 }
 
-template <typename T, typename Index, int kPack, bool channels_last>
+template <typename T, typename Index, int kPack>
 __global__ void __launch_bounds__(kThreads)
     roi_align_backward(RoiAlignProblem p, TapsMemory memory, Layout<Index> layout,
                        const T* __restrict__ grad, compute_t<T>* __restrict__ grad_input) {
@@ -255,7 +256,7 @@ __global__ void __launch_bounds__(kThreads)
     const int first = static_cast<int>(work - roi * layout.slices) * layout.slice_channels;
     const auto taps = make_taps<compute_t<T>>(p, memory, roi);
     if (!taps.usable) continue;
-    spread_roi<T, Index, kPack, channels_last, true>(p, layout, taps, roi, first, 0,
+    spread_roi<T, Index, kPack, true>(p, layout, taps, roi, first, 0,
                                                      static_cast<int>(p.height), grad, grad_input);
   }
 }
@@ -275,7 +276,7 @@ __device__ bool is_elsewhere(const RoiAlignProblem& p, int64_t roi, int64_t imag
          roi_align_position(grid, grid.end - 1) < static_cast<C>(row_begin - 1);
 }
 
-template <typename T, typename Index, int kPack, bool channels_last>
+template <typename T, typename Index, int kPack>
 __global__ void __launch_bounds__(kThreads)
     roi_align_backward_ordered(RoiAlignProblem p, TapsMemory memory, Layout<Index> layout,
                                int num_bands, const T* __restrict__ grad,
@@ -292,7 +293,7 @@ __global__ void __launch_bounds__(kThreads)
       // waits for the block, so that all of the roi before has been added
       const auto taps = make_taps<C>(p, memory, roi);
       if (!taps.usable) continue;
-      spread_roi<T, Index, kPack, channels_last, false>(p, layout, taps, roi, first, row_begin,
+      spread_roi<T, Index, kPack, false>(p, layout, taps, roi, first, row_begin,
                                                         row_end, grad, grad_input);
     }
   }
@@ -323,18 +324,18 @@ Layout<Index> layout_of(const RoiAlignProblem& p, int pack) {
           static_cast<int>(ceil_div<int64_t>(p.channels, slice)), static_cast<int>(slice)};
 }
 
-template <typename T, typename Index, int kPack, bool channels_last>
+template <typename T, typename Index, int kPack>
 const char* launch_forward(const RoiAlignProblem& p, const void* input, void* output,
                            void* scratch, cudaStream_t stream) {
   const Layout<Index> layout = layout_of<Index>(p, kPack);
   const Launch launch = launch_of(p, p.num_rois * layout.slices, scratch);
-  roi_align_forward<T, Index, kPack, channels_last>
+  roi_align_forward<T, Index, kPack>
       <<<launch.blocks, kThreads, launch.shared_bytes, stream>>>(
           p, launch.memory, layout, static_cast<const T*>(input), static_cast<T*>(output));
   return launch_error();
 }
 
-template <typename T, typename Index, int kPack, bool channels_last>
+template <typename T, typename Index, int kPack>
 const char* launch_backward(const RoiAlignProblem& p, const void* grad, void* grad_input,
                             bool ordered, void* scratch, cudaStream_t stream) {
   const Layout<Index> layout = layout_of<Index>(p, kPack);
@@ -343,12 +344,12 @@ const char* launch_backward(const RoiAlignProblem& p, const void* grad, void* gr
   if (ordered) {
     const int num_bands = static_cast<int>(ceil_div<int64_t>(p.height, kBandRows));
     const Launch launch = launch_of(p, p.num_images * num_bands * layout.slices, scratch);
-    roi_align_backward_ordered<T, Index, kPack, channels_last>
+    roi_align_backward_ordered<T, Index, kPack>
         <<<launch.blocks, kThreads, launch.shared_bytes, stream>>>(p, launch.memory, layout,
                                                                    num_bands, from, to);
   } else {
     const Launch launch = launch_of(p, p.num_rois * layout.slices, scratch);
-    roi_align_backward<T, Index, kPack, channels_last>
+    roi_align_backward<T, Index, kPack>
         <<<launch.blocks, kThreads, launch.shared_bytes, stream>>>(p, launch.memory, layout, from,
                                                                    to);
   }
@@ -371,23 +372,20 @@ template <typename T, typename Index>
 const char* forward_of(const RoiAlignProblem& p, const void* input, void* output, void* scratch,
                        cudaStream_t stream) {
   constexpr int wide = Wide<T>::value;
-  if (!p.channels_last)
-    return launch_forward<T, Index, 1, false>(p, input, output, scratch, stream);
-  if (p.channels % wide == 0 && fits_pack<T, wide>(static_cast<const T*>(input)) &&
+  if (p.channels_last && p.channels % wide == 0 &&
+      fits_pack<T, wide>(static_cast<const T*>(input)) &&
       fits_pack<T, wide>(static_cast<T*>(output)))
-    return launch_forward<T, Index, wide, true>(p, input, output, scratch, stream);
-  return launch_forward<T, Index, 1, true>(p, input, output, scratch, stream);
+    return launch_forward<T, Index, wide>(p, input, output, scratch, stream);
+  return launch_forward<T, Index, 1>(p, input, output, scratch, stream);
 }
 
 template <typename T, typename Index>
 const char* backward_of(const RoiAlignProblem& p, const void* grad, void* grad_input, bool ordered,
                         void* scratch, cudaStream_t stream) {
   constexpr int wide = Wide<T>::value;
-  if (!p.channels_last)
-    return launch_backward<T, Index, 1, false>(p, grad, grad_input, ordered, scratch, stream);
-  if (p.channels % wide == 0 && fits_pack<T, wide>(static_cast<const T*>(grad)))
-    return launch_backward<T, Index, wide, true>(p, grad, grad_input, ordered, scratch, stream);
-  return launch_backward<T, Index, 1, true>(p, grad, grad_input, ordered, scratch, stream);
+  if (p.channels_last && p.channels % wide == 0 && fits_pack<T, wide>(static_cast<const T*>(grad)))
+    return launch_backward<T, Index, wide>(p, grad, grad_input, ordered, scratch, stream);
+  return launch_backward<T, Index, 1>(p, grad, grad_input, ordered, scratch, stream);
 }
 
 template <typename T>
