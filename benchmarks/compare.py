@@ -2,6 +2,10 @@
 
 Contenders take turns, round by round, so that a change of the machine's speed hits all of them alike.  A cell is the
 median over the rounds; `spread` is the interquartile range of the first contender over its median.
+
+On a GPU a round is a row of calls between two CUDA events, as many as fill some milliseconds, and counts the time of
+one of them: that of the GPU, or of the host where it cannot keep the GPU busy.  `--queue` lets the GPU wait until the
+calls of a round are queued, which leaves the host's time out unless an operator synchronises.
 """
 
 import argparse
@@ -11,6 +15,8 @@ import torch
 
 import fcos_core
 
+MILLISECONDS = 10  # of a row of calls on a GPU
+
 
 def arguments(description):
     """Command line of a benchmark, applied: threads and device."""
@@ -18,31 +24,46 @@ def arguments(description):
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     parser.add_argument("--rounds", type=int, default=11, help="turns of each contender")
+    parser.add_argument("--queue", action="store_true", help="GPU: fill its queue first, to leave out the host's time")
     parsed = parser.parse_args()
     if parsed.threads:
         torch.set_num_threads(parsed.threads)
     return parsed
 
 
-def once(function, device):
-    """Wall time of one call in ms, the device's queue included."""
-    if device != "cpu":
-        torch.cuda.synchronize()
+def once(function):
+    """Wall time of one call in ms."""
     begin = time.perf_counter()
     function()
-    if device != "cpu":
-        torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - begin)
 
 
-def measure(contenders, device, rounds):
+def row_of_calls(function, calls, queue):
+    """Time of one of some calls in a row, in ms, by CUDA events."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    if queue:
+        torch.cuda._sleep(calls * 200000)  # cycles, about 0.1 ms for the host to make a call
+    begin.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / calls
+
+
+def measure(contenders, device, rounds, queue=False):
     """contenders: {name: function}; returns {name: sorted times in ms}."""
     times = {name: [] for name in contenders}
-    for function in contenders.values():
-        once(function, device)
+    calls = {}
+    for name, function in contenders.items():
+        function()
+        if device != "cpu":
+            row_of_calls(function, 3, False)
+            calls[name] = max(1, min(100, int(MILLISECONDS / row_of_calls(function, 3, False))))
     for _ in range(rounds):
         for name, function in contenders.items():
-            times[name].append(once(function, device))
+            times[name].append(once(function) if device == "cpu" else row_of_calls(function, calls[name], queue))
     return {name: sorted(values) for name, values in times.items()}
 
 
@@ -62,7 +83,7 @@ def table(title, cases, options):
     )
     header = None
     for name, contenders in cases:
-        times = measure(contenders, options.device, options.rounds)
+        times = measure(contenders, options.device, options.rounds, options.queue)
         names = list(times)
         if header is None:
             header = names

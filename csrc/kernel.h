@@ -11,6 +11,13 @@
 #define FCOS_HOST_DEVICE
 #endif
 
+// Picks an expression inside a FCOS_HOST_DEVICE function.
+#if defined(__CUDA_ARCH__)
+#define FCOS_DEVICE_OR_HOST(device, host) (device)
+#else
+#define FCOS_DEVICE_OR_HOST(device, host) (host)
+#endif
+
 #if defined(_MSC_VER)
 #define FCOS_INLINE __forceinline
 #else

@@ -4,8 +4,9 @@
 //   ml_nms       boxes [M, 4], scores [M], labels [M]  -> kept indices, int64, ascending
 //   batched_nms  boxes [N, K, 4], scores [N, K], labels [N, K] (below 0: padding)
 //                                                      -> keep mask, bool [N, K]
-// All three are one function, "which boxes of [N, K] stay". It has two implementations: the kernel
-// and a composite of ATen ops, which serves GPUs when the library was built without CUDA.
+// All three are one function, "which boxes of [N, K] stay". It is implemented by a CPU kernel, by CUDA
+// kernels, and by a composite of ATen ops, which serves GPUs when the library was built without CUDA.
+// On a GPU batched_nms does not synchronize; the other two do so once, for the size of the result.
 #include "nms.h"
 
 #include <algorithm>
@@ -29,6 +30,28 @@ at::Tensor keep_mask_cpu(const at::Tensor& boxes, const at::Tensor& scores,
           s.size(0), s.size(1), threshold, static_cast<bool*>(mutable_data(keep)));
   return keep;
 }
+
+#ifdef WITH_CUDA
+at::Tensor keep_mask_cuda(const at::Tensor& boxes, const at::Tensor& scores,
+                          const at::Tensor& labels, bool skip_negative, double threshold) {
+  const int64_t num_lists = scores.size(0), num_boxes = scores.size(1);
+  FCOS_CHECK(num_boxes <= kMaxListCuda, "nms", "boxes",
+             joined("to be at most ", kMaxListCuda, " in a list"), num_boxes, "drop low scores");
+  const CudaScope scope(boxes);
+  const at::Tensor b = boxes.contiguous(), s = scores.contiguous();
+  const at::Tensor l = labels.defined() ? labels.contiguous() : labels;
+  at::Tensor keep = at::empty(s.sizes(), s.options().dtype(at::kBool));
+  const at::Tensor scratch =
+      at::empty({nms_cuda_scratch_bytes(dtype_of(b), num_lists, num_boxes)},
+                s.options().dtype(at::kByte));
+  check_launch("nms", nms_cuda(const_data(b), dtype_of(b), const_data(s), dtype_of(s),
+                               l.defined() ? static_cast<const int64_t*>(const_data(l)) : nullptr,
+                               skip_negative, num_lists, num_boxes, threshold,
+                               mutable_data(scratch), static_cast<bool*>(mutable_data(keep)),
+                               scope.stream));
+  return keep;
+}
+#endif
 
 // ---- composite -------------------------------------------------------------------------------
 
@@ -200,7 +223,13 @@ TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
   m.impl("batched_nms", TORCH_FN(fcos_core::batched_nms<fcos_core::keep_mask_cpu>));
 }
 
-#ifndef WITH_CUDA
+#ifdef WITH_CUDA
+TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
+  m.impl("nms", TORCH_FN(fcos_core::nms<fcos_core::keep_mask_cuda>));
+  m.impl("ml_nms", TORCH_FN(fcos_core::ml_nms<fcos_core::keep_mask_cuda>));
+  m.impl("batched_nms", TORCH_FN(fcos_core::batched_nms<fcos_core::keep_mask_cuda>));
+}
+#else
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
   m.impl("nms", TORCH_FN(fcos_core::nms<fcos_core::keep_mask_composite>));
   m.impl("ml_nms", TORCH_FN(fcos_core::ml_nms<fcos_core::keep_mask_composite>));

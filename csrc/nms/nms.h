@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../kernel.h"
 
@@ -28,5 +29,31 @@ namespace fcos_core {
 void nms_cpu(const void* boxes, DType boxes_dtype, const void* scores, DType scores_dtype,
              const int64_t* labels, bool skip_negative, int64_t num_lists, int64_t num_boxes,
              double iou_threshold, bool* keep);
+
+// The same on the GPU, bit for bit, queued on `stream` without waiting for it: the sizes of segments
+// stay on the device, no block waits for another one, nothing is atomic. All pointers are device
+// memory; `scratch` holds nms_cuda_scratch_bytes(...) bytes, aligned to 256. Returns null or
+// CUDA's error message. Memory in O(boxes): about 200 bytes a box. A list has at most
+// kMaxListCuda boxes.
+constexpr int64_t kMaxListCuda = int64_t(1) << 30;
+
+int64_t nms_cuda_scratch_bytes(DType boxes_dtype, int64_t num_lists, int64_t num_boxes);
+
+const char* nms_cuda(const void* boxes, DType boxes_dtype, const void* scores, DType scores_dtype,
+                     const int64_t* labels, bool skip_negative, int64_t num_lists,
+                     int64_t num_boxes, double iou_threshold, void* scratch, bool* keep,
+                     void* stream);
+
+// Maps scores to integers that grow as scores fall: comparing them is a total order, unlike < on
+// NaN. Shared by the kernels.
+FCOS_HOST_DEVICE inline uint64_t rank_of(double score) {
+  if (score != score) return ~uint64_t(0);  // NaN goes last
+  if (score == 0.0) score = 0.0;            // -0 and +0 tie
+  const uint64_t sign = uint64_t(1) << 63;
+  uint64_t bits = 0;
+  std::memcpy(&bits, &score, sizeof(bits));
+  const uint64_t ascending = (bits & sign) ? ~bits : (bits | sign);
+  return ~ascending;
+}
 
 }  // namespace fcos_core

@@ -14,8 +14,6 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -144,18 +142,6 @@ struct Candidate {
     return position < other.position;
   }
 };
-
-// Maps scores to integers that grow as scores fall: comparing them is a total order, unlike < on
-// NaN, which breaks std::sort.
-uint64_t rank_of(double score) {
-  if (std::isnan(score)) return std::numeric_limits<uint64_t>::max();
-  if (score == 0.0) score = 0.0;  // -0 and +0 tie
-  constexpr uint64_t sign = uint64_t(1) << 63;
-  uint64_t bits;
-  std::memcpy(&bits, &score, sizeof(bits));
-  const uint64_t ascending = (bits & sign) ? ~bits : (bits | sign);
-  return ~ascending;
-}
 
 template <typename Score>
 uint64_t rank_at(const void* scores, int64_t i) {

@@ -75,8 +75,14 @@ void check_target_values(const at::Tensor& targets, int64_t num_classes) {
 
 FocalProblem problem_of(const at::Tensor& logits, const at::Tensor& targets, double gamma,
                         double alpha) {
-  return {const_data(logits), dtype_of(logits), static_cast<const int64_t*>(const_data(targets)),
-          logits.size(0),     logits.size(1),   gamma,
+  const bool is_short = targets.scalar_type() == at::kInt;
+  return {const_data(logits),
+          dtype_of(logits),
+          is_short ? nullptr : static_cast<const int64_t*>(const_data(targets)),
+          is_short ? static_cast<const int32_t*>(const_data(targets)) : nullptr,
+          logits.size(0),
+          logits.size(1),
+          gamma,
           alpha};
 }
 
@@ -109,6 +115,71 @@ at::Tensor backward_cpu(const at::Tensor& grad, const at::Tensor& logits, const 
   }
   return grad_logits;
 }
+
+// ---- CUDA ------------------------------------------------------------------------------------
+
+#ifdef WITH_CUDA
+struct CudaInputs {
+  at::Tensor logits, targets;
+
+  CudaInputs(const at::Tensor& x, const at::Tensor& t)
+      : logits(x.contiguous()),
+        targets((t.scalar_type() == at::kInt ? t : t.to(at::kLong)).contiguous()) {
+    FCOS_CHECK(x.size(1) <= kMaxClassesCuda, kName, "logits",
+               joined("to have at most ", kMaxClassesCuda, " columns"), x.size(1),
+               "split them by class");
+  }
+};
+
+at::Tensor forward_cuda(const at::Tensor& logits, const at::Tensor& targets, double gamma,
+                        double alpha, int64_t reduction) {
+  check_arguments(logits, targets, gamma, alpha, reduction);
+  const CudaScope scope(logits);
+  const CudaInputs in(logits, targets);
+  const FocalProblem problem = problem_of(in.logits, in.targets, gamma, alpha);
+  const at::TensorOptions options = in.logits.options();
+  if (reduction == kSum) {
+    const at::Tensor partials = at::empty({sigmoid_focal_loss_sum_cuda_partials(problem)},
+                                          options.dtype(at::kDouble));
+    at::Tensor total = at::empty({}, options.dtype(sum_dtype(in.logits)));
+    check_launch(kName, sigmoid_focal_loss_sum_cuda(
+                            problem, static_cast<double*>(mutable_data(partials)),
+                            mutable_data(total), scope.stream));
+    return total;
+  }
+  at::Tensor losses = at::empty(in.logits.sizes(), options);
+  check_launch(kName, sigmoid_focal_loss_cuda(problem, mutable_data(losses), scope.stream));
+  return losses;
+}
+
+// Whether all elements are one number in memory, as in the gradient of losses.sum().
+bool is_one_number(const at::Tensor& t) {
+  for (int64_t dim = 0; dim < t.dim(); ++dim)
+    if (t.size(dim) != 1 && t.stride(dim) != 0) return false;
+  return t.numel() > 0;
+}
+
+at::Tensor backward_cuda(const at::Tensor& grad, const at::Tensor& logits,
+                         const at::Tensor& targets, double gamma, double alpha,
+                         int64_t reduction) {
+  check_backward_arguments(grad, logits, targets, gamma, alpha, reduction);
+  const CudaScope scope(logits);
+  const CudaInputs in(logits, targets);
+  const FocalProblem problem = problem_of(in.logits, in.targets, gamma, alpha);
+  at::Tensor grad_logits = at::empty(in.logits.sizes(), in.logits.options());
+  const char* error;
+  if (is_one_number(grad)) {
+    error = sigmoid_focal_loss_backward_cuda(problem, nullptr, const_data(grad), dtype_of(grad),
+                                             mutable_data(grad_logits), scope.stream);
+  } else {
+    const at::Tensor g = grad.to(in.logits.scalar_type()).contiguous();
+    error = sigmoid_focal_loss_backward_cuda(problem, const_data(g), nullptr, dtype_of(g),
+                                             mutable_data(grad_logits), scope.stream);
+  }
+  check_launch(kName, error);
+  return grad_logits;
+}
+#endif
 
 // ---- composite -------------------------------------------------------------------------------
 // The same from ATen ops, for GPUs when the library was built without CUDA. A target outside
@@ -284,7 +355,12 @@ TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
   m.impl("_sigmoid_focal_loss_backward", TORCH_FN(fcos_core::backward_cpu));
 }
 
-#ifndef WITH_CUDA
+#ifdef WITH_CUDA
+TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
+  m.impl("sigmoid_focal_loss", TORCH_FN(fcos_core::forward_cuda));
+  m.impl("_sigmoid_focal_loss_backward", TORCH_FN(fcos_core::backward_cuda));
+}
+#else
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
   m.impl("sigmoid_focal_loss", TORCH_FN(fcos_core::forward_composite));
   m.impl("_sigmoid_focal_loss_backward", TORCH_FN(fcos_core::backward_composite));

@@ -10,7 +10,11 @@
 // which is finite for every finite logit, since no logarithm of a rounded probability is taken.
 //
 // float16 and bfloat16 logits are computed in float32; sums are float64 over chunks that do not
-// depend on the number of threads, so neither does the result.
+// depend on the number of threads, so neither does the result. The formulas for one logit are in
+// sigmoid_focal_loss_terms.h.
+//
+// A target outside -1..C is an error on the CPU; on the GPU, which is not waited for, it makes the
+// losses and the gradient of its row NaN.
 //
 // Source: Lin et al., Focal Loss for Dense Object Detection, arXiv:1708.02002, equation 5.
 // No torch header here: kernels include this file.
@@ -26,6 +30,7 @@ struct FocalProblem {
   const void* logits;      // [num_rows, num_classes], contiguous
   DType dtype;             // of logits and of every output and gradient below
   const int64_t* targets;  // [num_rows], in -1..num_classes
+  const int32_t* short_targets;  // CUDA only: the same in 32 bits, instead of the above
   int64_t num_rows;
   int64_t num_classes;
   double gamma;
@@ -42,5 +47,29 @@ double sigmoid_focal_loss_sum_cpu(const FocalProblem& problem);
 // null, to `grad_logits` [num_rows, num_classes].
 void sigmoid_focal_loss_backward_cpu(const FocalProblem& problem, const void* grad, double scale,
                                      void* grad_logits);
+
+// The same on the GPU, queued on `stream`; pointers are device memory, the functions return null or
+// CUDA's error message. num_classes is at most kMaxClassesCuda. Same bits each time: no atomics.
+//
+// The backward pass computes the slopes from the logits instead of finding them stored: it then reads
+// and writes the matrix once. To write unscaled slopes during the forward pass would save a reading
+// there, but scaling them afterwards reads and writes the matrix as well, and a matrix more would
+// have to be kept.
+constexpr int64_t kMaxClassesCuda = int64_t(1) << 30;
+
+const char* sigmoid_focal_loss_cuda(const FocalProblem& problem, void* losses, void* stream);
+
+// `partials` is scratch for sigmoid_focal_loss_sum_cuda_partials(problem) numbers; `total` is one
+// number, float64 for float64 logits, else float32.
+int64_t sigmoid_focal_loss_sum_cuda_partials(const FocalProblem& problem);
+
+const char* sigmoid_focal_loss_sum_cuda(const FocalProblem& problem, double* partials, void* total,
+                                        void* stream);
+
+// Writes d loss / d logit, times `grad` [num_rows, num_classes], in the dtype of logits, or, if that
+// is null, times the one number at `factor`, to `grad_logits` [num_rows, num_classes].
+const char* sigmoid_focal_loss_backward_cuda(const FocalProblem& problem, const void* grad,
+                                             const void* factor, DType factor_dtype,
+                                             void* grad_logits, void* stream);
 
 }  // namespace fcos_core

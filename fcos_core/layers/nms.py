@@ -52,6 +52,9 @@ def ml_nms(boxes, scores, labels, iou_threshold):
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, the threshold is negative, or a label is a fraction.
+
+    Note:
+        A GPU is synchronised once, for the size of the result, and for floating labels once more, to check them.
     """
     load()
     return torch.ops.fcos_core.ml_nms(boxes, scores, labels, float(iou_threshold))
@@ -72,6 +75,10 @@ def batched_nms(boxes, scores, labels, iou_threshold):
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or the threshold is negative.
+
+    Note:
+        With compiled CUDA kernels a GPU is not synchronised, and the call can be captured in a CUDA graph.  CPU and GPU
+        keep the same boxes, each time.
     """
     load()
     return torch.ops.fcos_core.batched_nms(boxes, scores, labels, float(iou_threshold))

@@ -42,7 +42,8 @@ def sigmoid_focal_loss(logits, targets, gamma, alpha, reduction="sum"):
         RuntimeError: shapes, dtypes, devices or numbers do not fit.
 
     Note:
-        Gradient to logits, once differentiable.  The result does not depend on the number of threads.
+        Gradient to logits, once differentiable.  The result does not depend on the number of threads, and a GPU gives
+        the same bits each time.
         A target outside -1..C is an error on the CPU and makes the result NaN on a GPU, which is not synchronised.
 
     Reference:

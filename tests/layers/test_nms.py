@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from fcos_core import _C, layers
 from fcos_core.layers import batched_nms, ml_nms, nms
 from fcos_core.layers._library import load
+from tests.layers import on_cuda
+from tests.layers.on_cuda import needs_cuda
 from tests.reference import nms as reference
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -252,14 +254,169 @@ def test_memory_grows_with_the_boxes_not_with_their_pairs():
     assert kilobytes < 100 * 1024
 
 
-def test_composite_in_blocks_is_the_kernel(monkeypatch):
+def test_composite_in_blocks_is_the_kernel(device):
     """More boxes than one block of the composite holds, with chains of suppression across blocks."""
-    boxes, scores, labels = (t[None] for t in reference.random_boxes(2500, num_labels=2, clusters=60, seed=10))
+    boxes, scores, labels = (t.to(device)[None] for t in reference.random_boxes(2500, 2, clusters=60, seed=10))
     assert composite(boxes, scores, labels, 0.4).equal(batched_nms(boxes, scores, labels, 0.4))
-    chain = torch.arange(1500).float()[:, None] + torch.tensor([0.0, 0, 9, 9])
-    falling = torch.arange(1500, 0, -1).float()
-    arguments = chain[None], falling[None], torch.zeros(1, 1500, dtype=torch.int64), 0.3
+    chain = torch.arange(1500, device=device).float()[:, None] + torch.tensor([0.0, 0, 9, 9], device=device)
+    falling = torch.arange(1500, 0, -1, device=device).float()
+    arguments = chain[None], falling[None], torch.zeros(1, 1500, dtype=torch.int64, device=device), 0.3
     assert composite(*arguments).equal(batched_nms(*arguments))
+
+
+# ---- sizes and ties: where kernels cut lists, and what decides between equals
+
+
+@pytest.mark.parametrize("num_boxes", [2, 63, 64, 65, 127, 1023, 1024, 1025, 1152, 2047, 2048, 2049, 3072, 3073])
+def test_sizes_around_those_of_blocks(device, num_boxes):
+    """Tiles of 64 and 1024 boxes, runs of 2048 sorted keys; labels whose boxes lie across tiles."""
+    for num_labels in (1, 3, 200):
+        boxes, scores, labels = (t.to(device) for t in reference.random_boxes(num_boxes, num_labels, seed=num_boxes))
+        kept = ml_nms(boxes, scores, labels, 0.5).tolist()
+        assert kept == reference.ml_nms(boxes, scores, labels, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("seed", range(6))
+def test_ties_of_everything(device, seed, dtype):
+    """Two implementations, the same bits: equal scores, IoUs at the threshold, boxes without area, NaN and inf."""
+    num_boxes = [40, 300, 1024, 1100, 2049, 2600][seed]
+    lists = [reference.tied_boxes(num_boxes, seed=10 * seed + i) for i in range(2)]
+    boxes, scores, labels = (torch.stack(parts).to(device) for parts in zip(*lists))
+    boxes, scores = boxes.to(dtype), scores.to(dtype)
+    for threshold in (0.0, 1 / 3, 0.5, 0.6, 2 / 3, 1.0, 0.30000001192092896):
+        keep = batched_nms(boxes, scores, labels, threshold)
+        assert keep.equal(composite(boxes, scores, labels, threshold)), threshold
+        assert keep.equal(batched_nms(boxes, scores, labels, threshold))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_thresholds_that_are_the_iou_of_a_pair(device, dtype):
+    """An IoU that is exactly the threshold stays, one unit in the last place above it goes."""
+    boxes = reference.random_boxes(200, clusters=1, seed=11)[0].to(dtype) / 3
+    first, second = boxes[:100], boxes[100:]
+    scores = torch.tensor([1.0, 0.5], device=device)
+
+    def area(box):
+        sides = (box[:, 2:] - box[:, :2] + 1).clamp(min=0)
+        return sides[:, 0] * sides[:, 1]
+
+    common = area(torch.cat([torch.max(first[:, :2], second[:, :2]), torch.min(first[:, 2:], second[:, 2:])], 1))
+    iou = common / (area(first) + area(second) - common)
+    assert (iou > 0).sum() > 50
+    for i in (iou > 0).nonzero(as_tuple=True)[0].tolist():
+        pair = torch.stack([first[i], second[i]]).to(device)
+        at, below = iou[i].numpy(), np.nextafter(iou[i].numpy(), np.zeros_like(iou[i].numpy()))
+        assert nms(pair, scores, float(at)).tolist() == [0, 1]
+        assert nms(pair, scores, float(below)).tolist() == [0]
+
+
+@pytest.mark.parametrize("num_lists, num_boxes", [(1, 1), (300, 5), (70000, 2), (40, 70), (3, 1025), (0, 4), (4, 0)])
+def test_many_lists(device, num_lists, num_boxes):
+    rng = np.random.RandomState(0)
+    corner = torch.from_numpy(rng.randint(0, 5, (num_lists, num_boxes, 2))).float()
+    boxes = torch.cat([corner, corner + 6], -1).to(device)
+    scores = torch.from_numpy(rng.rand(num_lists, num_boxes)).to(device)
+    labels = torch.from_numpy(rng.randint(-1, 2, (num_lists, num_boxes))).to(device)
+    keep = batched_nms(boxes, scores, labels, 0.4)
+    assert keep.equal(composite(boxes, scores, labels, 0.4))
+
+
+def test_labels_at_the_ends_of_int64(device):
+    """The largest label is no padding, and negative ones are labels like others to ml_nms."""
+    box = torch.tensor([[0.0, 0, 9, 9]], device=device)
+    lowest, highest = -(2**63), 2**63 - 1
+    labels = torch.tensor([highest, highest, lowest, lowest, -1, -1, 0, 0], device=device)
+    scores = torch.tensor([float("nan"), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], device=device)
+    assert ml_nms(box.repeat(8, 1), scores, labels, 0.5).tolist() == [1, 3, 5, 7]
+    keep = batched_nms(box.repeat(1, 8, 1), scores[None], labels[None], 0.5)[0]
+    assert keep.tolist() == [False, True, False, False, False, False, False, True]
+
+
+def test_boxes_at_any_address(device):
+    """Contiguous views whose memory begins in the middle of a vector."""
+    boxes, scores, labels = (t.to(device) for t in reference.random_boxes(90))
+    expected = ml_nms(boxes, scores, labels, 0.5).tolist()
+    for offset in (1, 2, 3):
+        shifted = torch.cat([torch.zeros(offset, device=device), boxes.flatten()])[offset:].view(-1, 4)
+        moved = torch.cat([torch.zeros(offset, device=device), scores])[offset:]
+        assert shifted.is_contiguous() and shifted.storage_offset() == offset
+        assert ml_nms(shifted, moved, labels, 0.5).tolist() == expected
+
+
+# ---- CUDA only
+
+
+@needs_cuda
+@pytest.mark.parametrize("boxes_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scores_dtype", DTYPES, ids=str)
+def test_cuda_is_the_cpu(boxes_dtype, scores_dtype):
+    for seed, num_boxes in enumerate((1, 30, 500, 1500, 5000)):
+        for make in (reference.random_boxes, reference.tied_boxes):
+            boxes, scores, labels = make(num_boxes, num_labels=1 + 3 * seed, seed=seed)
+            boxes, scores = boxes.to(boxes_dtype), scores.to(scores_dtype)
+            for threshold in (0.0, 0.5, 0.6):
+                expected = nms(boxes, scores, threshold)
+                assert nms(boxes.cuda(), scores.cuda(), threshold).cpu().equal(expected)
+                expected = ml_nms(boxes, scores, labels, threshold)
+                assert ml_nms(boxes.cuda(), scores.cuda(), labels.cuda(), threshold).cpu().equal(expected)
+                batch = [torch.stack([t, t.flip(0)]) for t in (boxes, scores, labels)]
+                expected = batched_nms(*batch, threshold)
+                assert batched_nms(*(t.cuda() for t in batch), threshold).cpu().equal(expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("num_boxes", [16384, 16385, 20000, 100000])
+def test_long_lists_on_cuda(num_boxes):
+    """Several rounds of merging, and many tiles: the CPU's boxes in a few dozen megabytes."""
+    for num_labels, clusters in ((1, num_boxes // 12), (1, num_boxes), (30, num_boxes // 12)):
+        boxes, scores, labels = reference.random_boxes(num_boxes, num_labels, clusters, seed=num_labels)
+        scores = (scores * 5000).floor()
+        expected = ml_nms(boxes, scores, labels, 0.5)
+        boxes, scores, labels = boxes.cuda(), scores.cuda(), labels.cuda()
+        assert ml_nms(boxes, scores, labels, 0.5).cpu().equal(expected)
+        # a bit per pair of 100 000 boxes would be 1250 MB
+        assert on_cuda.peak_bytes(lambda b=boxes, s=scores, t=labels: ml_nms(b, s, t, 0.5)) < 400 * num_boxes + 2**20
+    assert 0 < len(nms(boxes, scores, 0.5)) < num_boxes
+
+
+@needs_cuda
+def test_long_chain_on_cuda():
+    """Every box decides about the next one: the slowest case for finding out what stays."""
+    chain = torch.arange(5000).float()[:, None] * 5 + torch.tensor([0.0, 0, 9, 9])
+    falling = torch.arange(5000, 0, -1).float()
+    expected = list(range(0, 5000, 2))
+    assert nms(chain, falling, 0.3).tolist() == expected
+    assert nms(chain.cuda(), falling.cuda(), 0.3).tolist() == expected
+
+
+@needs_cuda
+def test_batched_nms_does_not_synchronise():
+    parts = [torch.stack(t).cuda() for t in zip(*(reference.random_boxes(1500, seed=i) for i in range(3)))]
+    expected = batched_nms(*parts, 0.5)
+    with on_cuda.no_sync():
+        keep = batched_nms(*parts, 0.5)
+        narrow = batched_nms(parts[0].transpose(0, 1), parts[1].t(), parts[2].int().t(), 0.5)
+    assert keep.equal(expected) and narrow.shape == (1500, 3)
+
+
+@needs_cuda
+def test_streams_and_graphs():
+    one, two = ([torch.stack(t).cuda() for t in zip(*(reference.random_boxes(1200, 4, seed=s) for s in seeds))]
+                for seeds in ((0, 1), (2, 3)))  # fmt: skip
+    expected = batched_nms(*two, 0.5)
+    assert on_cuda.on_side_stream(lambda *t: batched_nms(*t, 0.5), *two).equal(expected)
+    assert on_cuda.on_side_stream(lambda *t: nms(*t, 0.5), two[0][0], two[1][0]).equal(nms(two[0][0], two[1][0], 0.5))
+    assert on_cuda.replayed(lambda *t: batched_nms(*t, 0.5), one, two).equal(expected)
+
+
+@needs_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_second_device():
+    boxes, scores, labels = (t.to("cuda:1") for t in reference.random_boxes(300))
+    kept = ml_nms(boxes, scores, labels, 0.5)
+    assert kept.device == boxes.device and torch.cuda.current_device() == 0
+    assert kept.tolist() == ml_nms(boxes.cpu(), scores.cpu(), labels.cpu(), 0.5).tolist()
 
 
 # ---- torch: autograd, autocast, tracing
@@ -360,8 +517,7 @@ def test_messages_of_batched_nms(arguments, message):
             function(*arguments)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_two_devices_are_refused():
     with pytest.raises(RuntimeError, match=r"nms: expected scores on the device of boxes \(cuda:0\), got cpu; move"):
         nms(BOXES.cuda(), SCORES, 0.5)

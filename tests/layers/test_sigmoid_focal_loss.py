@@ -14,6 +14,8 @@ from fcos_core.layers import SigmoidFocalLoss, sigmoid_focal_loss
 from fcos_core.layers import sigmoid_focal_loss as function_from_package
 from fcos_core.layers._library import load
 from fcos_core.layers.sigmoid_focal_loss import sigmoid_focal_loss_cpu, sigmoid_focal_loss_cuda
+from tests.layers import on_cuda
+from tests.layers.on_cuda import needs_cuda
 from tests.reference import sigmoid_focal_loss as reference
 
 # relative; half precision is computed in float32 and rounded once
@@ -266,12 +268,192 @@ def test_number_of_threads_does_not_matter(dtype):
         assert total == results[0][0] and grad.equal(results[0][1])
 
 
-def test_sum_of_many_losses_is_accurate():
+def test_sum_of_many_losses_is_accurate(device):
     """A running float32 sum of this many equal terms is wrong in the third digit; float16 would overflow."""
     for dtype in (torch.float32, torch.float16):
-        logits = torch.zeros(400000, 80, dtype=dtype)
-        total = sigmoid_focal_loss(logits, torch.zeros(400000, dtype=torch.int64), 2.0, 0.25)
+        logits = torch.zeros(400000, 80, dtype=dtype, device=device)
+        total = sigmoid_focal_loss(logits, torch.zeros(400000, dtype=torch.int64, device=device), 2.0, 0.25)
         assert float(total.detach()) == pytest.approx(32e6 * 0.75 * 0.25 * np.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 7, 8, 20, 80, 91, 1203])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_number_of_classes(device, dtype, num_classes):
+    """Rows that end within a vector, a block or a chunk, each with a right class."""
+    num_rows = 1 + 30000 // num_classes
+    logits, _ = reference.random_inputs(num_rows, num_classes)
+    targets = torch.arange(num_rows, device=device) % (num_classes + 2) - 1
+    logits = logits.to(device, dtype).requires_grad_()
+    full = logits.detach().double()
+    right = torch.nn.functional.one_hot(targets.clamp(min=0), num_classes + 1)[:, 1:].bool()
+    z = torch.where(right, -full, full)
+    weight = torch.where(right, torch.full_like(z, 0.25), torch.full_like(z, 0.75)) * (targets != -1)[:, None]
+    q, softplus = torch.sigmoid(z), torch.log1p(torch.exp(-z.abs())) + z.clamp(min=0)
+    losses = sigmoid_focal_loss(logits, targets, 2.0, 0.25, reduction="none")
+    assert_close(losses, weight * q**2 * softplus, dtype, gamma=2.0)
+    total = sigmoid_focal_loss(logits, targets, 2.0, 0.25)
+    exact = float((weight * q**2 * softplus).sum())
+    tolerance = TOLERANCES[dtype if dtype == torch.float64 else torch.float32]
+    assert float(total.detach()) == pytest.approx(exact, rel=tolerance)
+    slope = weight * torch.where(right, -torch.ones_like(z), torch.ones_like(z)) * q**2
+    slope = slope * (q + 2 * torch.sigmoid(-z) * softplus)
+    (grad,) = torch.autograd.grad(total, logits)
+    assert_gradient_close(grad, slope, dtype, num_classes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_address_does_not_matter(device, dtype):
+    """Bit for bit, also where vectors of 16 bytes cannot be loaded; and which form the gradient has."""
+    logits, targets = reference.random_inputs(211, 80)
+    logits, targets = logits.to(device, dtype), targets.to(device)
+    results = []
+    for offset in (0, 1, 3):
+        memory = torch.cat([torch.zeros(offset, device=device, dtype=dtype), logits.flatten()])
+        shifted = memory[offset:].view_as(logits).requires_grad_()
+        assert shifted.is_contiguous() and shifted.storage_offset() == offset
+        total = sigmoid_focal_loss(shifted, targets, 2.0, 0.25)
+        losses = sigmoid_focal_loss(shifted, targets, 2.0, 0.25, reduction="none")
+        ones = torch.ones_like(losses).detach() * 3
+        grads = [torch.autograd.grad(total, shifted, torch.full_like(total, 3))[0]]
+        grads.append(torch.autograd.grad(losses, shifted, ones, retain_graph=True)[0])
+        grads.append(torch.autograd.grad(losses, shifted, ones[:1, :1].expand_as(losses))[0])
+        assert grads[1].equal(grads[0]) and grads[2].equal(grads[0])
+        results.append((total.detach(), losses.detach(), grads[0]))
+    for result in results[1:]:
+        assert all(a.equal(b) for a, b in zip(result, results[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8], ids=str)
+def test_integer_targets(device, dtype):
+    logits, targets = (t.to(device) for t in reference.random_inputs(50, 20))
+    logits.requires_grad_()
+    expected = sigmoid_focal_loss(logits, targets, 1.5, 0.25)
+    total = sigmoid_focal_loss(logits, targets.to(dtype), 1.5, 0.25)
+    assert total.equal(expected)
+    assert torch.autograd.grad(total, logits)[0].equal(torch.autograd.grad(expected, logits)[0])
+
+
+# ---- CUDA only
+
+
+@needs_cuda
+@pytest.mark.parametrize("gamma, alpha", PARAMETERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_is_the_cpu(dtype, gamma, alpha):
+    logits, targets = reference.random_inputs(1500, 80)
+    logits = (2 * logits).to(dtype)
+    weights = torch.rand(logits.shape).to(dtype)
+    results = []
+    for device in ("cpu", "cuda"):
+        x, t = logits.to(device).requires_grad_(), targets.to(device)
+        total = sigmoid_focal_loss(x, t, gamma, alpha)
+        losses = sigmoid_focal_loss(x, t, gamma, alpha, reduction="none")
+        grads = torch.autograd.grad(total, x)[0], torch.autograd.grad(losses, x, weights.to(device))[0]
+        results.append((total, losses) + grads)
+    for result, expected in zip(results[1], results[0]):
+        assert result.dtype == expected.dtype
+        error = (result.detach().double().cpu() - expected.detach().double()).abs()
+        scale = expected.detach().double().abs()
+        # both are within the tolerance of the exact value
+        assert bool((error <= 2 * TOLERANCES[dtype] * max(1, gamma) * scale + 6e-8).all()), float(error.max())
+
+
+@needs_cuda
+def test_cuda_marks_targets_out_of_range():
+    """No error, which would need a synchronisation."""
+    logits = torch.zeros(6, 3, device="cuda", requires_grad=True)
+    for dtype in (torch.int64, torch.int32):
+        targets = torch.tensor([0, 4, -2, 3, -1, 2**31 - 1], dtype=dtype, device="cuda")
+        losses = sigmoid_focal_loss(logits, targets, 2.0, 0.25, reduction="none")
+        (grad,) = torch.autograd.grad(losses.sum(), logits)
+        for values in (losses, grad):
+            assert torch.isnan(values).all(1).tolist() == [False, True, True, False, False, True]
+            assert torch.isfinite(values[[0, 3, 4]]).all()
+        assert torch.isnan(sigmoid_focal_loss(logits, targets, 2.0, 0.25))
+    huge = torch.tensor([2**32 + 1, -(2**40), 2**62, 1, 1, 1], device="cuda")
+    losses = sigmoid_focal_loss(logits, huge, 2.0, 0.25, reduction="none")
+    assert torch.isnan(losses).all(1).tolist() == [True, True, True, False, False, False]
+
+
+def gradient(logits, targets, reduction="sum"):
+    """Gradient of the loss times one half."""
+    loss = sigmoid_focal_loss(logits, targets, 2.0, 0.25, reduction=reduction)
+    return torch.autograd.grad(loss, logits, torch.full_like(loss, 0.5))[0]
+
+
+@needs_cuda
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_cuda_does_not_synchronise(reduction):
+    logits, targets = (t.cuda() for t in reference.random_inputs(500, 80))
+    logits.requires_grad_()
+    expected = gradient(logits, targets, reduction)
+    with on_cuda.no_sync():
+        grads = [gradient(logits, targets.to(dtype), reduction) for dtype in (torch.int64, torch.int32, torch.int16)]
+    assert all(grad.equal(expected) for grad in grads)
+
+
+@needs_cuda
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_streams_and_graphs(reduction):
+    one, two = ([t.cuda() for t in reference.random_inputs(3000, 80, seed=seed)] for seed in (0, 1))
+    one[0].requires_grad_()
+    two[0].requires_grad_()
+    for function in (
+        lambda x, t: gradient(x, t, reduction),
+        lambda x, t: sigmoid_focal_loss(x, t, 2.0, 0.25, reduction=reduction).detach(),
+    ):
+        expected = function(*two)
+        assert function(*two).equal(expected)
+        assert on_cuda.on_side_stream(function, *two).equal(expected)
+        assert on_cuda.replayed(function, one, two).equal(expected)
+
+
+@needs_cuda
+def test_cuda_keeps_nothing_beside_the_gradient():
+    logits, targets = (t.cuda() for t in reference.random_inputs(20000, 80))
+    logits.requires_grad_()
+    assert on_cuda.peak_bytes(lambda: sigmoid_focal_loss(logits, targets, 2.0, 0.25)) < 2**16
+    assert on_cuda.peak_bytes(lambda: gradient(logits, targets)) < 4 * logits.numel() + 2**16
+
+
+@needs_cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [80, 91])
+def test_cuda_beyond_32_bit_indices(num_classes):
+    """More than 2^31 logits: the launch is cut into slabs of rows."""
+    num_rows = (2**31 + 2**28) // num_classes + 5
+    if torch.cuda.get_device_properties(0).total_memory < 5 * num_rows * num_classes:
+        pytest.skip("needs 5 bytes of GPU memory for each of {} logits".format(num_rows * num_classes))
+    logits = torch.zeros(num_rows, num_classes, dtype=torch.float16, device="cuda")
+    targets = torch.zeros(num_rows, dtype=torch.int32, device="cuda")
+    # rows at the beginning, at the end and around where 31 bits end
+    edge = 2**31 // num_classes
+    rows = torch.tensor([0, 1, edge - 2**28 // num_classes, edge - 1, edge, edge + 1, num_rows - 2, num_rows - 1])
+    rows = torch.cat([rows, rows[2] + torch.arange(-20, 20)]).unique().cuda()
+    logits[rows] = torch.randn(len(rows), num_classes, device="cuda").half()
+    targets[rows] = (1 + torch.arange(len(rows), device="cuda") % num_classes).int()
+    some = logits[rows].requires_grad_()
+    losses = sigmoid_focal_loss(some, targets[rows], 2.0, 0.25)
+    zeros = (num_rows - len(rows)) * num_classes * 0.75 * 0.25 * np.log(2)
+    logits.requires_grad_()
+    total = sigmoid_focal_loss(logits, targets, 2.0, 0.25)
+    assert float(total.detach()) == pytest.approx(float(losses.detach()) + zeros, rel=1e-6)
+    (grad,) = torch.autograd.grad(total, logits)
+    assert grad[rows].equal(torch.autograd.grad(losses, some)[0])
+    for column in (0, num_classes - 1):
+        others = grad[:, column].clone()
+        others[rows] = others[2]
+        assert bool((others == others[2]).all()) and float(others[2]) > 0
+
+
+@needs_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_second_device():
+    logits, targets = (t.to("cuda:1") for t in reference.random_inputs(300, 20))
+    grad = gradient(logits.requires_grad_(), targets)
+    assert grad.device == logits.device and torch.cuda.current_device() == 0
+    expected = gradient(logits.detach().cpu().requires_grad_(), targets.cpu())
+    assert_gradient_close(grad, expected.double(), torch.float32, "second device")
 
 
 # ---- torch: autocast, tracing
@@ -279,10 +461,10 @@ def test_sum_of_many_losses_is_accurate():
 
 @pytest.mark.skipif(not hasattr(torch, "autocast"), reason="CPU autocast came with torch 1.10")
 @pytest.mark.parametrize("reduction", ["none", "sum"])
-def test_autocast_computes_in_float32(reduction):
-    logits, targets = reference.random_inputs(60, 10)
+def test_autocast_computes_in_float32(device, reduction):
+    logits, targets = (t.to(device) for t in reference.random_inputs(60, 10))
     logits = logits.bfloat16().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         losses = sigmoid_focal_loss(logits, targets, 2.0, 0.25, reduction=reduction)
     assert losses.dtype == torch.float32
     full = logits.detach().float().requires_grad_()
