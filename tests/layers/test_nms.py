@@ -383,7 +383,7 @@ def test_long_lists_on_cuda(num_boxes):
 @needs_cuda
 def test_long_chain_on_cuda():
     """Every box decides about the next one: the slowest case for finding out what stays."""
-    chain = torch.arange(5000).float()[:, None] * 5 + torch.tensor([0.0, 0, 9, 9])
+    chain = torch.arange(5000).float()[:, None] * torch.tensor([5.0, 0, 5, 0]) + torch.tensor([0.0, 0, 9, 9])
     falling = torch.arange(5000, 0, -1).float()
     expected = list(range(0, 5000, 2))
     assert nms(chain, falling, 0.3).tolist() == expected

@@ -442,7 +442,7 @@ def test_cuda_beyond_32_bit_indices(num_classes):
     assert grad[rows].equal(torch.autograd.grad(losses, some)[0])
     for column in (0, num_classes - 1):
         others = grad[:, column].clone()
-        others[rows] = others[2]
+        others[rows] = others[2].clone()
         assert bool((others == others[2]).all()) and float(others[2]) > 0
 
 
