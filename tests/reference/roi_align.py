@@ -40,13 +40,15 @@ def roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned=F
     """[K, C, *output_size] in float64, differentiable: mean over the samples of each bin."""
     maps = input.double()
     num_channels, height, width = maps.shape[1:]
-    outputs = [maps.new_zeros((0, num_channels) + tuple(output_size))]
+    if 0 in maps.shape or 0 in rois.shape:  # old versions of torch multiply no matrices without elements
+        return maps.new_zeros((len(rois), num_channels) + tuple(output_size)) + maps.sum()
+    outputs = []
     for image, x1, y1, x2, y2 in rois.double().cpu().tolist():
         ys, per_row = positions(y1, y2, output_size[0], spatial_scale, sampling_ratio, aligned)
         xs, per_column = positions(x1, x2, output_size[1], spatial_scale, sampling_ratio, aligned)
         weights_y = interpolation(ys, height).to(maps.device)
         weights_x = interpolation(xs, width).to(maps.device)
-        values = torch.einsum("ph,chw,qw->cpq", weights_y, maps[int(image)], weights_x)
+        values = weights_y @ maps[int(image)] @ weights_x.t()  # [C, points, points]
         values = values.reshape(num_channels, output_size[0], per_row, output_size[1], per_column)
         outputs.append(values.sum((2, 4))[None] / max(per_row * per_column, 1))
     return torch.cat(outputs)
