@@ -14,6 +14,9 @@ def devices():
 
 
 def pytest_configure(config):
+    # float32 means float32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     config.addinivalue_line("markers", "slow: takes more than about ten seconds")
 
 
@@ -34,13 +37,15 @@ def loggers():
         names = [name for name in known if name.split(".")[0] == "fcos_core"]
         return [logging.getLogger(name) for name in names + ["fcos_core"]]
 
-    before = {logger: (list(logger.handlers), logger.level) for logger in ours()}
+    def reset():
+        for logger in ours():
+            logger.handlers[:] = []
+            logger.setLevel(logging.NOTSET)
+            logger.propagate, logger.disabled = True, False
+
+    reset()  # also what a fixture of a whole module has set up
     yield
-    for logger in ours():
-        handlers, level = before.get(logger, ([], logging.NOTSET))
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
-        logger.propagate, logger.disabled = True, False
+    reset()
 
 
 @pytest.fixture(autouse=True)

@@ -269,6 +269,9 @@ struct GradientBuffers {
 
 constexpr int64_t kLanes = 16;  // sums of the gradient of the weight that run side by side
 constexpr int64_t kLaneBytes = int64_t(64) << 20;  // for all of them
+// Positions that a matrix product sums. MKL cuts longer sums into as many parts as torch has
+// threads, even where it runs on one.
+constexpr int64_t kSumRows = 128;
 
 struct Blocks {
   int64_t rows, per_image, total;
@@ -376,7 +379,10 @@ Gradients backward_cpu(const at::Tensor& grad, const at::Tensor& input, const at
       multiply(gc, out, p.weight, false);
       deform_conv_backward_taps_cpu(p.problem, block.image, block.first, block.count,
                                     const_data(gc), buffers.pointers, mutable_data(columns));
-      add_outer(grad_weight[lane], out, columns.narrow(0, 0, block.count));
+      for (int64_t row = 0; row < block.count; row += kSumRows) {
+        const int64_t count = std::min<int64_t>(kSumRows, block.count - row);
+        add_outer(grad_weight[lane], out.narrow(0, row, count), columns.narrow(0, row, count));
+      }
       if (with_bias) grad_bias[lane].add_(out.sum(0));
     });
     // 2. Each thread some channels of all blocks, since points of any two blocks may meet.

@@ -152,7 +152,8 @@ def test_importing_everything_compiles_nothing(tmp_path):
         "import fcos_core, fcos_core._C, fcos_core.layers, fcos_core.modeling.detector, fcos_core.engine.run, "
         "fcos_core.engine.predictor, fcos_core.data; print('imported')"
     )
-    environment = dict(os.environ, PYTHONPATH=ROOT, PATH="", CXX="no-such-compiler", FCOS_CORE_CACHE=str(tmp_path))
+    path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
+    environment = dict(os.environ, PYTHONPATH=path, PATH="", CXX="no-such-compiler", FCOS_CORE_CACHE=str(tmp_path))
     output = subprocess.check_output([sys.executable, "-c", script], env=environment, cwd=str(tmp_path))
     assert output.decode().strip() == "imported" and os.listdir(str(tmp_path)) == []
 

@@ -38,18 +38,6 @@ new_torch = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def full_precision():
-    """Products of float32 in float32."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
-    yield
-    for backend, allowed in zip(backends, before):
-        backend.allow_tf32 = allowed
-
-
 def layout(tensor):
     """Strides that mean something: not those of sides of length one."""
     return [step for step, size in zip(tensor.stride(), tensor.shape) if size > 1 and tensor.numel()]
