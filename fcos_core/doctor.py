@@ -157,7 +157,7 @@ def _finding_lines(found):
 
 
 def _unbuildable(found):
-    return any(finding.name in ("library-unbuildable", "sources-missing") for finding in found)
+    return any(finding.name in ("library-unbuildable", "library-refused", "sources-missing") for finding in found)
 
 
 def _devices(known, cpu_only):

@@ -29,7 +29,7 @@ def diagnose(known, cpu_only=False):
         about_library = [f._replace(weight=NOTE) if f.name == "library-without-cuda" else f for f in about_library]
     if not _will_build(known):
         about_tools, about_cuda = _at_most(NOTE, about_tools), _at_most(NOTE, about_cuda)
-    elif known.library is not None and not known.library.reason:
+    elif known.library is not None and known.library.path:
         # one that fits is there, a better one cannot be built
         about_tools = _at_most(LIMITS, about_tools)
     found = about_torch + about_gpu + _about_packages(known) + about_tools + about_cuda + about_library
@@ -43,7 +43,7 @@ def _at_most(weight, found):
 
 def _will_build(known):
     """Whether a library is to be built: there is none that fits, or none with the kernels of the GPU."""
-    if known.library is None or known.library.reason:
+    if known.library is None or known.library.reason or known.library.error:
         return True
     return bool(known.torch.gpus) and known.library.kernels == "cpu"
 
@@ -231,7 +231,7 @@ def _about_library(known, obstacles):
     if library is None:
         return []
     if library.error:
-        return [findings.no_library(library.error, can_build=False)]
+        return [findings.library_refused(library.error)]
     if not library.reason:
         if torch.gpus and torch.cuda and library.kernels == "cpu":
             return [findings.library_without_cuda(library.plan)]

@@ -160,7 +160,7 @@ def _remove_abandoned(entry):
 
 def _build(wanted, entry, library, failure, compile_into, reason):
     _say(
-        "building the ops for torch {}, about a minute, first use only{}".format(
+        "building the ops for torch {}, some minutes, first use only{}".format(
             wanted["torch"], "" if reason == "missing" else " (the installed library: {})".format(reason)
         )
     )

@@ -435,6 +435,11 @@ def no_library(reason, can_build):
     return Finding(NOTE, "library-unbuilt", cause, "it is built at first use, or now: " + BUILD_COMMAND)
 
 
+def library_refused(error):
+    """Asking for the library ends in an error, such as that FORCE_CUDA asks for what cannot be; it names the remedy."""
+    return Finding(STOPS, "library-refused", "there is no library of operators: {}".format(error))
+
+
 def no_sources(reason):
     """A library that does not fit in an installation without sources."""
     what = "missing" if reason == "missing" else reason

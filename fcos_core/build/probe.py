@@ -46,7 +46,7 @@ def _print(content):
 def one_line(error):
     """Write an exception as "Type: first line of its message", cut where it gets long."""
     lines = str(error).strip().splitlines() or [""]
-    return "{}: {}".format(type(error).__name__, lines[0])[:300].rstrip(": ")
+    return "{}: {}".format(type(error).__name__, lines[0])[:500].rstrip(": ")
 
 
 def package_facts(name):

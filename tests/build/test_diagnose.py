@@ -227,9 +227,9 @@ SITUATIONS = {
     ),
     "library that cannot be looked for": (
         machine(library={"error": "BuildError: plan: FORCE_CUDA is 1 but", "path": ""}),
-        (STOPS, "library-unbuildable"),
-        "FORCE_CUDA is 1 but",
-        "other findings",
+        (STOPS, "library-refused"),
+        "there is no library of operators: BuildError: plan: FORCE_CUDA is 1 but",
+        "",
     ),
     "FORCE_CUDA=0 beside a GPU": (
         machine(library=CPU_KERNELS, environ={"FORCE_CUDA": "0"}),

@@ -79,7 +79,7 @@ def test_any_other_is_left_alone_and_one_is_built(package, kind, monkeypatch, ca
     library = ensure_extension()
     assert library.startswith(cache.libraries_dir())
     messages = capfd.readouterr().err
-    assert "about a minute, first use only" in messages
+    assert "some minutes, first use only" in messages
     assert ("built for torch 0.4.1" in messages) == (kind == "stale")
 
 

@@ -297,7 +297,7 @@ def checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("tool", ["test_net", "demo"])
-def test_test_and_demo_stop_where_torch_has_no_code_for_the_gpu(tool, checkpoint, monkeypatch, capsys):
+def test_test_and_demo_stop_where_torch_has_no_code_for_the_gpu(tool, checkpoint, tmp_path, monkeypatch, capsys):
     import torch
 
     from tests.tools.test_train_net import tool as load
@@ -306,7 +306,7 @@ def test_test_and_demo_stop_where_torch_has_no_code_for_the_gpu(tool, checkpoint
     pretend_gpus(monkeypatch, 1, (8, 6), CU102)
     monkeypatch.setattr(torch.version, "cuda", "10.2")
     if tool == "test_net":
-        arguments = ["MODEL.WEIGHT", checkpoint, "MODEL.DEVICE", "cuda"]
+        arguments = ["MODEL.WEIGHT", checkpoint, "MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path / "run")]
     else:
         arguments = ["--input", "a.jpg", "--weights", checkpoint, "--device", "cuda"]
     assert load(tool).main(arguments) == 1
