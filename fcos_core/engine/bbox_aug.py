@@ -10,13 +10,13 @@ two steps to this module.
 
 import collections
 
+from fcos_core.config.heads import head_section
 from fcos_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, ToTensor
 from fcos_core.structures.bounding_box import FLIP_LEFT_RIGHT, BoxList
 from fcos_core.structures.boxlist_ops import boxlist_ml_nms, cat_boxlist
 from fcos_core.structures.image_list import to_image_list
 
 from .forward import detect
-from .head_config import head_section
 
 __all__ = [
     "BBoxAugSettings",
