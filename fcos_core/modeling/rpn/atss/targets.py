@@ -193,7 +193,6 @@ def assign_topk(pyramid, gt_boxes, gt_labels, topk):
     centers = _centers(gt_boxes)
     farthest = _farthest(pyramid, centers, valid)
     index_bits = num_anchors.bit_length()
-    last_first = num_anchors - 1 - torch.arange(num_anchors, device=gt_boxes.device)
     for part in box_chunks(num_boxes, 2 * num_images * num_anchors, claims.most_boxes):  # 2: 64-bit keys
         boxes = gt_boxes[:, part]
         iou = box_ops.pairwise_iou(boxes, pyramid.anchors)  # [N, m, R]
