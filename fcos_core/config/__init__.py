@@ -77,6 +77,5 @@ def load_config(config_file="", opts=()):
         )
     _check_names(opts[0::2], "the options")
     merged.merge_from_list(opts)
-    explicit.update(opts[0::2])
-    settle_head(merged, explicit)
-    return merged, explicit
+    settle_head(merged, set(opts[0::2]), explicit)
+    return merged, explicit | set(opts[0::2])

@@ -27,8 +27,8 @@ _C.MODEL = CN()
 # "cuda", "cuda:1", "cpu", or "auto" (new): a GPU if torch sees one, else the CPU.
 _C.MODEL.DEVICE = "cuda"
 _C.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-# The dense head.  Switching ATSS or RetinaNet on switches FCOS off, unless it was switched on expressly: then, and if
-# both are on, it is an error.
+# The dense head.  Switching another one than FCOS on switches FCOS off, and an option overrules the file; two that are
+# switched on in the same place are an error.
 _C.MODEL.FCOS_ON = True
 _C.MODEL.ATSS_ON = False
 _C.MODEL.RETINANET_ON = False

@@ -1,7 +1,7 @@
 """Which dense head a configuration asks for.
 
 Old yaml files switch their head on and leave MODEL.FCOS_ON, which is True by default, as it is.  So ATSS_ON and
-RETINANET_ON go before FCOS_ON, unless FCOS_ON was asked for as well.
+RETINANET_ON go before FCOS_ON, unless FCOS_ON was asked for in the same place as well.
 """
 
 # Names of the heads, which are those of their sections in MODEL; the first one that is on is built.
@@ -28,23 +28,26 @@ def head_section(cfg):
     return cfg.MODEL[chosen_head(cfg)]
 
 
-def settle_head(cfg, explicit):
+def settle_head(cfg, *asked_for):
     """Leave at most one of the switches on, in place.
 
     Args:
         cfg: not frozen.
-        explicit: dotted names of the keys that a file or options set.
+        asked_for: sets of dotted names of keys that somebody set; those that overrule the others first, that is, options
+            before a file.
 
     Raises:
-        ValueError: several heads were asked for.
+        ValueError: several heads were asked for in the same place.
     """
     on = [head for head in HEADS if cfg.MODEL[head + "_ON"]]
-    asked = [head for head in on if "MODEL." + head + "_ON" in explicit]
-    if len(asked) > 1:
-        raise ValueError(_too_many("load_config", asked))
-    if asked:
-        for head in on:
-            cfg.MODEL[head + "_ON"] = head in asked
+    for names in asked_for:
+        asked = [head for head in on if "MODEL." + head + "_ON" in names]
+        if len(asked) > 1:
+            raise ValueError(_too_many("load_config", asked))
+        if asked:
+            for head in on:
+                cfg.MODEL[head + "_ON"] = head in asked
+            return
 
 
 def _too_many(function, heads):

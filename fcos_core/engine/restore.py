@@ -89,7 +89,7 @@ def _config_of(checkpoint, weights, opts):
     cfg, _ = load_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
     cfg.merge_from_list(list(opts))
-    settle_head(cfg, {"MODEL.{}_ON".format(head) for head in HEADS})
+    settle_head(cfg, set(opts[0::2]), {"MODEL.{}_ON".format(head) for head in HEADS})
     # The checkpoint's config holds every key, so only the options are known to have been asked for.
     return cfg, set(list(opts)[0::2])
 

@@ -38,12 +38,20 @@ def test_the_old_way_of_merging(head):
 def test_a_later_option_overrules_the_file(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("MODEL:\n  FCOS_ON: True\n")
-    cfg, _ = load_config(str(path), ["MODEL.ATSS_ON", "True", "MODEL.FCOS_ON", "False"])
-    assert chosen_head(cfg) == "ATSS"
+    for options in ([], ["MODEL.FCOS_ON", "False"]):
+        cfg, explicit = load_config(str(path), ["MODEL.ATSS_ON", "True"] + options)
+        assert chosen_head(cfg) == "ATSS" and not cfg.MODEL.FCOS_ON
+        assert explicit == {"MODEL.FCOS_ON", "MODEL.ATSS_ON"}
+    path.write_text("MODEL:\n  ATSS_ON: True\n")
+    assert chosen_head(load_config(str(path), ["MODEL.FCOS_ON", "True"])[0]) == "FCOS"
 
 
 @pytest.mark.parametrize("heads", [("FCOS", "ATSS"), ("FCOS", "RETINANET"), ("ATSS", "RETINANET"), HEADS])
-def test_several_that_were_asked_for_are_an_error(heads):
+def test_several_that_were_asked_for_are_an_error(heads, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("MODEL:\n" + "".join("  {}_ON: True\n".format(head) for head in heads))
+    with pytest.raises(ValueError, match="expected one dense head, got .* set .* to False"):
+        load_config(str(path))
     options = [word for head in heads for word in ("MODEL.{}_ON".format(head), True)]
     with pytest.raises(ValueError, match="expected one dense head, got .* set .* to False") as error:
         load_config("", options)
