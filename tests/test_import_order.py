@@ -14,7 +14,8 @@ ALLOWED = {
     "config": set(),
     "layers": {"build"},
     "structures": {"layers"},
-    "modeling": {"layers", "structures", "utils"},
+    # from config: which dense head is on
+    "modeling": {"layers", "structures", "utils", "config"},
     "solver": {"utils"},
     # from build: the lock that several processes making the built-in data set wait for; from config: the catalog
     "data": {"structures", "utils", "build", "layers", "config"},

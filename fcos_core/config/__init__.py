@@ -8,6 +8,7 @@ import os
 import yaml
 
 from fcos_core.config.defaults import _C as cfg
+from fcos_core.config.heads import settle_head
 
 __all__ = ["cfg", "load_config"]
 
@@ -38,7 +39,8 @@ def _check_names(names, where):
 
 
 def load_config(config_file="", opts=()):
-    """Merge the defaults, a yaml file and a list of options.
+    """Merge the defaults, a yaml file and a list of options; the switch of a dense head that was asked for turns off
+    the one that is on by default.
 
     Args:
         config_file: path of a yaml file, or "" for none.
@@ -51,7 +53,7 @@ def load_config(config_file="", opts=()):
     Raises:
         FileNotFoundError: the file does not exist.
         KeyError: an unknown key; the message names similar ones.
-        ValueError: a value of the wrong type, an option without a value.
+        ValueError: a value of the wrong type, an option without a value, or several dense heads asked for.
     """
     merged = cfg.clone()
     merged.defrost()
@@ -75,5 +77,5 @@ def load_config(config_file="", opts=()):
         )
     _check_names(opts[0::2], "the options")
     merged.merge_from_list(opts)
-    explicit.update(opts[0::2])
-    return merged, explicit
+    settle_head(merged, set(opts[0::2]), explicit)
+    return merged, explicit | set(opts[0::2])

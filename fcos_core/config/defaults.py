@@ -27,8 +27,10 @@ _C.MODEL = CN()
 # "cuda", "cuda:1", "cpu", or "auto" (new): a GPU if torch sees one, else the CPU.
 _C.MODEL.DEVICE = "cuda"
 _C.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-# The dense head.  The first one that is on, in the order of this list, is built.
+# The dense head.  Switching another one than FCOS on switches FCOS off, and an option overrules the file; two that are
+# switched on in the same place are an error.
 _C.MODEL.FCOS_ON = True
+_C.MODEL.ATSS_ON = False
 _C.MODEL.RETINANET_ON = False
 # Dense heads give the detections themselves; kept because old files set it.
 _C.MODEL.RPN_ONLY = False
@@ -106,9 +108,47 @@ _C.MODEL.FCOS.CENTERNESS_ON_REG = False
 # Make the last convolution of each tower deformable.
 _C.MODEL.FCOS.USE_DCN_IN_TOWER = False
 
+# Centre of the anchors of the first location: (stride - 1) / 2 + ANCHOR_SHIFT pixels.  Negative: as in the models that
+# were published, 0.5 for ATSS and 0 for RetinaNet (0.5 for RetinaNet models trained with atss_core).  new
+_C.MODEL.ANCHOR_SHIFT = -1.0
+
+_C.MODEL.ATSS = CN()
+# Foreground classes + 1.
+_C.MODEL.ATSS.NUM_CLASSES = 81
+# Side of a square anchor of P3 to P7, pixels; strides of the levels; height / width of the anchors.
+_C.MODEL.ATSS.ANCHOR_SIZES = (64, 128, 256, 512, 1024)
+_C.MODEL.ATSS.ANCHOR_STRIDES = (8, 16, 32, 64, 128)
+_C.MODEL.ATSS.ASPECT_RATIOS = (1.0,)
+# Sizes between ANCHOR_SIZES and OCTAVE times that: sizes times OCTAVE^(k / SCALES_PER_OCTAVE).
+_C.MODEL.ATSS.SCALES_PER_OCTAVE = 1
+_C.MODEL.ATSS.OCTAVE = 2.0
+# Unused: all anchors count, also those that cross the border.
+_C.MODEL.ATSS.STRADDLE_THRESH = 0
+# Which anchors are positive: "ATSS", "SSC" (the rule of FCOS), "IoU" (the rule of RetinaNet) or "TOPK".
+_C.MODEL.ATSS.POSITIVE_TYPE = "ATSS"
+# ATSS: candidates of a box on each level, for each anchor of a location.  TOPK: positives of a box.
+_C.MODEL.ATSS.TOPK = 9
+# IoU: a match from FG on, background below BG, ignored between.
+_C.MODEL.ATSS.FG_IOU_THRESHOLD = 0.5
+_C.MODEL.ATSS.BG_IOU_THRESHOLD = 0.4
+# "BOX": offsets and log sizes relative to the anchor; "POINT": distances to the four sides, one anchor at a location.
+_C.MODEL.ATSS.REGRESSION_TYPE = "BOX"
+# Factor of the regression loss.
+_C.MODEL.ATSS.REG_LOSS_WEIGHT = 2.0
+# As in MODEL.FCOS.
+_C.MODEL.ATSS.LOSS_ALPHA = 0.25
+_C.MODEL.ATSS.LOSS_GAMMA = 2.0
+_C.MODEL.ATSS.PRIOR_PROB = 0.01
+_C.MODEL.ATSS.NUM_CONVS = 4
+_C.MODEL.ATSS.USE_DCN_IN_TOWER = False
+_C.MODEL.ATSS.INFERENCE_TH = 0.05
+_C.MODEL.ATSS.NMS_TH = 0.6
+_C.MODEL.ATSS.PRE_NMS_TOP_N = 1000
+
 _C.MODEL.RETINANET = CN()
+# Foreground classes + 1.
 _C.MODEL.RETINANET.NUM_CLASSES = 81
-# Base size of the anchors of P3 to P7, pixels.
+# Anchors: as in MODEL.ATSS.
 _C.MODEL.RETINANET.ANCHOR_SIZES = (32, 64, 128, 256, 512)
 _C.MODEL.RETINANET.ASPECT_RATIOS = (0.5, 1.0, 2.0)
 _C.MODEL.RETINANET.ANCHOR_STRIDES = (8, 16, 32, 64, 128)
@@ -118,9 +158,12 @@ _C.MODEL.RETINANET.SCALES_PER_OCTAVE = 3
 # P6 from C5 (True) or from P5 (False); read by every P3-P7 backbone, not only by RetinaNet.
 _C.MODEL.RETINANET.USE_C5 = True
 _C.MODEL.RETINANET.NUM_CONVS = 4
+# Divides the regression loss.
 _C.MODEL.RETINANET.BBOX_REG_WEIGHT = 4.0
+# Where smooth L1 turns from a parabola into a line.
 _C.MODEL.RETINANET.BBOX_REG_BETA = 0.11
 _C.MODEL.RETINANET.PRE_NMS_TOP_N = 1000
+# A match from FG on, background below BG, ignored between.
 _C.MODEL.RETINANET.FG_IOU_THRESHOLD = 0.5
 _C.MODEL.RETINANET.BG_IOU_THRESHOLD = 0.4
 _C.MODEL.RETINANET.LOSS_ALPHA = 0.25
@@ -218,5 +261,12 @@ _C.TEST.BBOX_AUG.H_FLIP = False
 _C.TEST.BBOX_AUG.SCALES = ()
 _C.TEST.BBOX_AUG.MAX_SIZE = 4000
 _C.TEST.BBOX_AUG.SCALE_H_FLIP = False
+# Vote: each pass makes its own detections; then boxes of a class that overlap by VOTE_TH decide together.
+_C.TEST.BBOX_AUG.VOTE = False
+_C.TEST.BBOX_AUG.VOTE_TH = 0.66
+# "vote" (one mean box for each group), "soft-vote" (also the members, with lower scores) or "nms" (no vote).
+_C.TEST.BBOX_AUG.MERGE_TYPE = "vote"
+# With VOTE, for each of SCALES: (a, b) keeps the boxes with area between a^2 and b^2 square pixels of that pass.
+_C.TEST.BBOX_AUG.SCALE_RANGES = ()
 
 add_unused_keys(_C)

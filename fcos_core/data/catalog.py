@@ -2,6 +2,7 @@
 import os
 
 from fcos_core.config import paths_catalog as own_catalog
+from fcos_core.config.heads import HEADS, chosen_head
 from fcos_core.utils.imports import import_file
 
 from .datasets.coco import read_category_names
@@ -110,17 +111,16 @@ def resolve_num_classes(cfg, names, explicit):
     count = _count_classes(cfg, names)
     if count is None:
         return
-    heads = [head for head in ("FCOS", "ATSS", "RETINANET") if head in cfg.MODEL]
     if explicit:
-        active = [head for head in heads if cfg.MODEL.get(head + "_ON", False)][:1] or heads[:1]
-        said = cfg.MODEL[active[0]].NUM_CLASSES
+        head = chosen_head(cfg)
+        said = cfg.MODEL[head].NUM_CLASSES
         if said != count + 1:
             raise ValueError(
                 "resolve_num_classes: expected MODEL.{}.NUM_CLASSES to be {} ({} classes in {} and the background), "
                 "got {}; "
-                "correct it or leave it out".format(active[0], count + 1, count, tuple(names), said))
+                "correct it or leave it out".format(head, count + 1, count, tuple(names), said))
         return
-    for head in heads:
+    for head in HEADS:
         cfg.MODEL[head].NUM_CLASSES = count + 1
 
 

@@ -5,18 +5,23 @@ The passes are the plain one, its mirror image (H_FLIP), every further size (SCA
 best DETECTIONS_PER_IMG follow. The model must have been built with TEST.BBOX_AUG.ENABLED, so that it leaves these last
 two steps to this module.
 
+With VOTE each pass makes its own detections, the model suppresses and cuts as usual. Of a further size only the boxes
+whose area lies in its SCALE_RANGES count. The boxes of all passes are merged by MERGE_TYPE, and the cut leaves
+PRE_NMS_TOP_N.
+
 `make_bbox_aug(cfg)` turns the config into plain settings, `aug_passes` lists the passes, `merge_passes` merges.
 """
 
 import collections
 
+from fcos_core.config.heads import head_section
 from fcos_core.data.transforms import Compose, Normalize, RandomHorizontalFlip, Resize, ToTensor
 from fcos_core.structures.bounding_box import FLIP_LEFT_RIGHT, BoxList
+from fcos_core.structures.box_voting import bbox_vote, soft_bbox_vote
 from fcos_core.structures.boxlist_ops import boxlist_ml_nms, cat_boxlist
 from fcos_core.structures.image_list import to_image_list
 
 from .forward import detect
-from .head_config import head_section
 
 __all__ = [
     "BBoxAugSettings",
@@ -25,6 +30,7 @@ __all__ = [
     "im_detect_bbox_aug",
     "im_detect_bbox_hflip",
     "im_detect_bbox_scale",
+    "keep_areas",
     "keep_best",
     "make_bbox_aug",
     "merge_passes",
@@ -39,19 +45,30 @@ BBoxAugSettings = collections.namedtuple(
         "h_flip",  # bool: the mirror image of the first pass too
         "scales",  # short sides of the further passes
         "scales_max_size",  # limit of the long side of the further passes
+        "small_scales_max_size",  # the same for those below _SMALL_SCALE
         "scale_h_flip",  # bool: the mirror images of the further passes too
         "pixel_mean",
         "pixel_std",
         "to_bgr255",
         "size_divisible",  # padding of the batch
         "nms_thresh",  # IoU of the merging NMS
-        "detections_per_img",  # 0: no limit
+        "detections_per_img",  # 0: no limit; after a vote, the limit of that
+        "merge_type",  # one of MERGE_TYPES
+        "vote_thresh",  # IoU from which on boxes vote together
+        "score_thresh",  # of the members of a soft vote
+        "scale_ranges",  # (), or for each further pass (a, b): keep areas between a^2 and b^2 square pixels
         "amp",  # see forward.autocast
         "channels_last",  # bool
     ],
 )
 
-AugPass = collections.namedtuple("AugPass", ["min_size", "max_size", "flip"])
+MERGE_TYPES = ("nms", "vote", "soft-vote")
+
+# areas: None, or (a, b) to keep the boxes with area between a^2 and b^2 square pixels of the resized image
+AugPass = collections.namedtuple("AugPass", ["min_size", "max_size", "flip", "areas"], defaults=[None])
+
+# With VOTE, further passes below this size keep the limit of the long side of the first pass.
+_SMALL_SCALE = 800
 
 
 def make_bbox_aug(cfg):
@@ -64,27 +81,49 @@ def make_bbox_aug(cfg):
         BBoxAugSettings, or None if TEST.BBOX_AUG.ENABLED is False.
 
     Raises:
-        ValueError: no dense head is switched on: there are no boxes to merge.
+        ValueError: no dense head is switched on: there are no boxes to merge; or the keys of the vote make no sense.
     """
     aug = cfg.TEST.BBOX_AUG
     if not aug.ENABLED:
         return None
+    head = head_section(cfg)
+    _check_vote(aug)
     return BBoxAugSettings(
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
         h_flip=aug.H_FLIP,
         scales=tuple(aug.SCALES),
         scales_max_size=aug.MAX_SIZE,
+        small_scales_max_size=cfg.INPUT.MAX_SIZE_TEST if aug.VOTE else aug.MAX_SIZE,
         scale_h_flip=aug.SCALE_H_FLIP,
         pixel_mean=tuple(cfg.INPUT.PIXEL_MEAN),
         pixel_std=tuple(cfg.INPUT.PIXEL_STD),
         to_bgr255=cfg.INPUT.TO_BGR255,
         size_divisible=cfg.DATALOADER.SIZE_DIVISIBILITY,
-        nms_thresh=head_section(cfg).NMS_TH,
-        detections_per_img=cfg.TEST.DETECTIONS_PER_IMG,
+        nms_thresh=head.NMS_TH,
+        # Legacy: after a vote there are up to PRE_NMS_TOP_N.
+        detections_per_img=head.PRE_NMS_TOP_N if aug.VOTE else cfg.TEST.DETECTIONS_PER_IMG,
+        merge_type=aug.MERGE_TYPE if aug.VOTE else "nms",
+        vote_thresh=aug.VOTE_TH,
+        score_thresh=head.INFERENCE_TH,
+        scale_ranges=tuple(aug.SCALE_RANGES) if aug.VOTE else (),
         amp=cfg.SOLVER.AMP,
         channels_last=cfg.MODEL.CHANNELS_LAST,
     )
+
+
+def _check_vote(aug):
+    if aug.VOTE and aug.MERGE_TYPE not in MERGE_TYPES:
+        raise ValueError(
+            "make_bbox_aug: expected TEST.BBOX_AUG.MERGE_TYPE one of {}, got {}; correct it".format(
+                ", ".join(MERGE_TYPES), aug.MERGE_TYPE
+            )
+        )
+    if aug.VOTE and aug.SCALE_RANGES and len(aug.SCALE_RANGES) != len(aug.SCALES):
+        raise ValueError(
+            "make_bbox_aug: expected a pair in TEST.BBOX_AUG.SCALE_RANGES for each of the {} SCALES, got {}; add the "
+            "missing ones, (0, 10000) keeps all boxes".format(len(aug.SCALES), len(aug.SCALE_RANGES))
+        )
 
 
 def aug_passes(settings):
@@ -96,8 +135,10 @@ def aug_passes(settings):
     passes = [AugPass(settings.min_size, settings.max_size, False)]
     if settings.h_flip:
         passes.append(passes[0]._replace(flip=True))
-    for scale in settings.scales:
-        passes.append(AugPass(scale, settings.scales_max_size, False))
+    for scale, areas in zip(settings.scales, settings.scale_ranges or [None] * len(settings.scales)):
+        small = scale < _SMALL_SCALE
+        max_size = settings.small_scales_max_size if small else settings.scales_max_size
+        passes.append(AugPass(scale, max_size, False, areas))
         if settings.scale_h_flip:
             passes.append(passes[-1]._replace(flip=True))
     return passes
@@ -130,7 +171,15 @@ def run_pass(model, images, device, settings, aug_pass):
     tensors = [transform(image, _no_boxes(image))[0] for image in images]
     batch = to_image_list(tensors, settings.size_divisible)
     boxlists = detect(model, batch, device, settings.amp, settings.channels_last)
+    if aug_pass.areas:
+        boxlists = [keep_areas(boxlist, *aug_pass.areas) for boxlist in boxlists]
     return [boxlist.transpose(FLIP_LEFT_RIGHT) for boxlist in boxlists] if aug_pass.flip else list(boxlists)
+
+
+def keep_areas(boxlist, min_scale, max_scale):
+    """The boxes of (inclusive) area strictly between min_scale^2 and max_scale^2, square pixels of the boxes' frame."""
+    area = boxlist.area()
+    return boxlist[(area > min_scale**2) & (area < max_scale**2)]
 
 
 def _no_boxes(image):
@@ -168,11 +217,25 @@ def merge_passes(boxlists, settings):
         settings (BBoxAugSettings)
 
     Returns:
-        BoxList: in the frame of the first one, by ascending index over the passes.
+        BoxList: in the frame of the first one; after an NMS by ascending index over the passes.
     """
     size = boxlists[0].size
     together = cat_boxlist([boxlist.resize(size).convert("xyxy") for boxlist in boxlists])
-    return keep_best(boxlist_ml_nms(together, settings.nms_thresh), settings.detections_per_img)
+    return keep_best(_merge(together, settings), settings.detections_per_img)
+
+
+def _merge(boxlist, settings):
+    if settings.merge_type == "nms":
+        return boxlist_ml_nms(boxlist, settings.nms_thresh)
+    given = boxlist.bbox, boxlist.get_field("scores"), settings.vote_thresh, boxlist.get_field("labels")
+    if settings.merge_type == "vote":
+        boxes, scores, labels = bbox_vote(*given)
+    else:
+        boxes, scores, labels = soft_bbox_vote(*given, score_thresh=settings.score_thresh)
+    result = BoxList(boxes, boxlist.size, mode="xyxy")
+    result.add_field("scores", scores)
+    result.add_field("labels", labels)
+    return result
 
 
 def keep_best(boxlist, limit):

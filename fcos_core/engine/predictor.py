@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fcos_core.config.heads import head_section
 from fcos_core.data.transforms import build_transforms
 from fcos_core.layers._library import check_operators
 from fcos_core.modeling.detector import build_detection_model
@@ -22,7 +23,6 @@ from fcos_core.visualize import draw_detections
 
 from .bbox_aug import im_detect_bbox_aug, make_bbox_aug
 from .forward import detect, evaluation_mode, move_model, unwrap_model
-from .head_config import head_section
 from .restore import load_weights, restore_run
 
 __all__ = ["Predictor", "COCO_CATEGORIES", "category_names"]

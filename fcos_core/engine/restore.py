@@ -10,6 +10,7 @@ import logging
 from yacs.config import CfgNode
 
 from fcos_core.config import load_config
+from fcos_core.config.heads import HEADS, settle_head
 from fcos_core.utils.checkpoint import Checkpointer, DetectronCheckpointer, find_weights, read_checkpoint
 
 __all__ = ["RestoredRun", "restore_run", "load_weights"]
@@ -50,9 +51,8 @@ def restore_run(config_file="", opts=(), weights=""):
     if not config_file:
         cfg, explicit = _config_of(checkpoint, weights, opts)
     categories = checkpoint.get("categories") or None
-    heads = [name for name in ("FCOS", "ATSS", "RETINANET") if name in cfg.MODEL]
-    if categories and not any("MODEL.{}.NUM_CLASSES".format(head) in explicit for head in heads):
-        for head in heads:
+    if categories and not any("MODEL.{}.NUM_CLASSES".format(head) in explicit for head in HEADS):
+        for head in HEADS:
             cfg.MODEL[head].NUM_CLASSES = len(categories) + 1
     return RestoredRun(cfg, explicit, weights, categories)
 
@@ -89,6 +89,7 @@ def _config_of(checkpoint, weights, opts):
     cfg, _ = load_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
     cfg.merge_from_list(list(opts))
+    settle_head(cfg, set(opts[0::2]), {"MODEL.{}_ON".format(head) for head in HEADS})
     # The checkpoint's config holds every key, so only the options are known to have been asked for.
     return cfg, set(list(opts)[0::2])
 

@@ -8,6 +8,7 @@ import os
 
 import torch
 
+from fcos_core.config.heads import chosen_head
 from fcos_core.data import make_data_loader, resolve_num_classes
 from fcos_core.engine.forward import move_model
 from fcos_core.engine.guards import refuse_nothing_to_do
@@ -121,9 +122,8 @@ def _train_and_test(cfg, explicit_keys, skip_test, device, logger):
 
 
 def _says_number_of_classes(cfg, explicit_keys):
-    """Whether the user set MODEL.<head>.NUM_CLASSES of a head that MODEL.<head>_ON turns on."""
-    heads = [name[: -len("_ON")] for name, is_on in cfg.MODEL.items() if name.endswith("_ON") and is_on]
-    return any(f"MODEL.{head}.NUM_CLASSES" in explicit_keys for head in heads)
+    """Whether the user set MODEL.<head>.NUM_CLASSES of the head that is on."""
+    return f"MODEL.{chosen_head(cfg)}.NUM_CLASSES" in explicit_keys
 
 
 class _Tester(object):

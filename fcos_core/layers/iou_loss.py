@@ -1,6 +1,6 @@
-"""IoU losses on distances (left, top, right, bottom) from a location to the sides of a box.
+"""IoU losses, on distances (left, top, right, bottom) from a location to the sides of a box and on boxes.
 
-No pixel is added to the sides here: the distances are continuous.
+No pixel is added to the sides here: distances and corners are continuous.
 """
 import torch
 from torch import nn
@@ -50,6 +50,39 @@ def iou_loss(pred_ltrb, target_ltrb, loss_type="iou"):
         return 1 - iou
     enclosing = _area(torch.where(pred_ltrb > target_ltrb, pred_ltrb, target_ltrb)) + 1e-7
     return 1 - (iou - (enclosing - union) / enclosing)
+
+
+def giou_loss(pred_boxes, target_boxes):
+    """1 - GIoU of each predicted box with its target.
+
+    With intersection I, union U and smallest enclosing box E: GIoU = I / U - (E - U) / E.
+
+    Args:
+        pred_boxes, target_boxes: [..., 4] xyxy.  Inverted predictions count as boxes without extent.  Half precision is
+            computed in float32.
+
+    Returns:
+        [...] losses, at least float32.
+
+    Note:
+        Where a predicted and a target side are equal, no gradient passes through that side.
+
+    Reference:
+        Rezatofighi et al., GIoU, arXiv:1902.09630, algorithm 1.
+    """
+    eps = 1e-7
+    x1, y1, x2, y2 = _at_least_float32(pred_boxes).unbind(-1)
+    u1, v1, u2, v2 = _at_least_float32(target_boxes).unbind(-1)
+    # `where` instead of torch.min and max: these share the gradient of a tie differently from torch to torch
+    x2, y2 = torch.where(x1 > x2, x1, x2), torch.where(y1 > y2, y1, y2)
+    width = (torch.where(x2 < u2, x2, u2) - torch.where(x1 > u1, x1, u1)).clamp(min=0)
+    height = (torch.where(y2 < v2, y2, v2) - torch.where(y1 > v1, y1, v1)).clamp(min=0)
+    intersection = width * height
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - intersection + eps
+    width = torch.where(x2 > u2, x2, u2) - torch.where(x1 < u1, x1, u1)
+    height = torch.where(y2 > v2, y2, v2) - torch.where(y1 < v1, y1, v1)
+    enclosing = width * height + eps
+    return 1 - (intersection / union - (enclosing - union) / enclosing)
 
 
 def _at_least_float32(ltrb):

@@ -44,11 +44,17 @@ def pairwise_iou(boxes1, boxes2):
     Returns:
         [..., M, K], in [0, 1] for boxes with x2 >= x1 and y2 >= y1.
     """
-    top_left = torch.max(boxes1[..., :, None, :2], boxes2[..., None, :, :2])  # [..., M, K, 2]
-    bottom_right = torch.min(boxes1[..., :, None, 2:], boxes2[..., None, :, 2:])
-    w, h = (bottom_right - top_left + PIXEL).clamp(min=0).unbind(-1)
-    intersection = w * h  # [..., M, K]
-    return intersection / (area(boxes1)[..., :, None] + area(boxes2)[..., None, :] - intersection)
+    return iou(boxes1[..., :, None, :], boxes2[..., None, :, :])
+
+
+def iou(boxes1, boxes2):
+    """Intersection over union of boxes that belong together: two of [..., 4] xyxy that broadcast -> [...]."""
+    # one coordinate at a time: [M, K, 2] corners would double the largest temporary tensor of an assignment
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = boxes1.unbind(-1), boxes2.unbind(-1)
+    w = (torch.min(x2, u2) - torch.max(x1, u1) + PIXEL).clamp(min=0)
+    h = (torch.min(y2, v2) - torch.max(y1, v1) + PIXEL).clamp(min=0)
+    intersection = w * h
+    return intersection / (area(boxes1) + area(boxes2) - intersection)
 
 
 def clip(boxes, height, width):

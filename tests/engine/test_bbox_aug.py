@@ -18,6 +18,7 @@ from fcos_core.engine.bbox_aug import (
     make_bbox_aug,
     merge_passes,
 )
+from fcos_core.engine.bbox_aug_vote import im_detect_bbox_aug_vote, remove_boxes
 from fcos_core.engine.forward import evaluation_mode
 from fcos_core.structures.bounding_box import BoxList
 from tests.thin import thin_config
@@ -67,7 +68,7 @@ class BrightBox(nn.Module):
 
 def test_passes_in_order():
     assert aug_passes(settings()) == [AugPass(100, 300, False)]
-    every = settings(h_flip=True, scales=(80, 160), scales_max_size=4000, scale_h_flip=True)
+    every = settings(h_flip=True, scales=(80, 160), scale_h_flip=True)
     assert aug_passes(every) == [
         AugPass(100, 300, False),
         AugPass(100, 300, True),
@@ -77,6 +78,62 @@ def test_passes_in_order():
         AugPass(160, 4000, True),
     ]
     assert [p.flip for p in aug_passes(settings(scales=(80,), h_flip=True))] == [False, True, False]
+
+
+def test_passes_of_a_vote():
+    cfg = default_cfg.clone()
+    aug = cfg.TEST.BBOX_AUG
+    aug.ENABLED, aug.VOTE, aug.SCALE_H_FLIP, aug.SCALES = True, True, True, (400, 800)
+    aug.SCALE_RANGES = ((96, 10000), (0, 64))
+    assert aug_passes(make_bbox_aug(cfg)) == [
+        AugPass(800, 1333, False),
+        AugPass(400, 1333, False, (96, 10000)),
+        AugPass(400, 1333, True, (96, 10000)),
+        AugPass(800, 4000, False, (0, 64)),
+        AugPass(800, 4000, True, (0, 64)),
+    ]
+    aug.SCALE_RANGES = ()
+    assert [p.areas for p in aug_passes(make_bbox_aug(cfg))] == [None] * 5
+    aug.SCALE_RANGES = ((0, 64),)
+    with pytest.raises(ValueError, match="for each of the 2 SCALES, got 1"):
+        make_bbox_aug(cfg)
+    aug.VOTE = False
+    assert [p.areas for p in aug_passes(make_bbox_aug(cfg))] == [None] * 5
+
+
+def test_settings_of_a_vote():
+    cfg = default_cfg.clone()
+    cfg.TEST.BBOX_AUG.ENABLED = True
+    assert make_bbox_aug(cfg).merge_type == "nms"
+    cfg.TEST.BBOX_AUG.VOTE = True
+    cfg.MODEL.ATSS_ON, cfg.MODEL.ATSS.INFERENCE_TH, cfg.MODEL.ATSS.PRE_NMS_TOP_N = True, 0.1, 500
+    made = make_bbox_aug(cfg)
+    assert (made.merge_type, made.vote_thresh, made.score_thresh, made.detections_per_img) == ("vote", 0.66, 0.1, 500)
+    cfg.TEST.BBOX_AUG.MERGE_TYPE = "average"
+    with pytest.raises(ValueError, match="nms, vote, soft-vote, got average"):
+        make_bbox_aug(cfg)
+
+
+def test_boxes_of_other_areas_are_left_out():
+    rows = [[0, 0, 49, 49, 0.9, 1], [0, 0, 9, 9, 0.8, 1], [0, 0, 79, 79, 0.7, 1], [0, 0, 59, 59, 0.6, 1]]
+    kept = remove_boxes([boxlist(rows, (100, 100))], 50, 80)[0]
+    assert kept.get_field("scores").tolist() == pytest.approx([0.6])  # both bounds are outside
+    with evaluation_mode(BrightBox()) as model:
+        given = settings(scales=(80, 160), scale_ranges=((0, 40), (0, 40)), nms_thresh=0.0)
+        (seen,) = im_detect_bbox_aug_vote(model, (picture(),), CPU, given)
+    assert len(seen) == 2  # 41 x 41 at 100, 33 x 33 at 80, 65 x 65 at 160
+
+
+@pytest.mark.parametrize("merge_type,number", [("nms", 2), ("vote", 2), ("soft-vote", 3)])
+def test_merging_by_vote(merge_type, number):
+    first = boxlist([[10, 10, 49, 49, 0.6, 1], [60, 60, 90, 90, 0.5, 2]], (100, 100))
+    second = boxlist([[20, 20, 107, 99, 0.4, 1]], (200, 200))
+    merged = merge_passes([first, second], settings(merge_type=merge_type, vote_thresh=0.66, score_thresh=0.01))
+    assert len(merged) == number and merged.size == (100, 100)
+    best = merged[merged.get_field("scores") == 0.6]
+    right = 49 if merge_type == "nms" else (49 * 0.6 + 53.5 * 0.4)
+    assert best.bbox[0].tolist() == pytest.approx([10, 10, right, 49 if merge_type == "nms" else 49.2], abs=1e-3)
+    assert set(merged.get_field("labels").tolist()) == {1, 2}
 
 
 def test_settings_from_the_config():
@@ -175,4 +232,21 @@ def test_the_real_model_through_all_passes():
         (merged,) = im_detect_bbox_aug(model, (picture(),), CPU, made)
     assert len(one_pass) > 20 and 0 < len(merged) <= 20
     assert merged.size == one_pass.size == (192, 96)
+    assert merged.bbox.min() >= 0 and (merged.bbox[:, 2] <= 192).all() and (merged.bbox[:, 3] <= 96).all()
+
+
+@pytest.mark.parametrize("merge_type", ["nms", "vote", "soft-vote"])
+def test_the_real_atss_through_a_vote(merge_type):
+    from fcos_core.modeling.detector import build_detection_model
+
+    passes = ["TEST.BBOX_AUG.ENABLED", True, "TEST.BBOX_AUG.H_FLIP", True, "TEST.BBOX_AUG.SCALES", (128,)]
+    passes += ["TEST.BBOX_AUG.VOTE", True, "TEST.BBOX_AUG.MERGE_TYPE", merge_type]
+    passes += ["TEST.BBOX_AUG.SCALE_RANGES", ((0, 200),), "MODEL.ATSS_ON", True, "MODEL.ATSS.NUM_CLASSES", 3]
+    passes += ["MODEL.ATSS.NUM_CONVS", 1, "MODEL.ATSS.INFERENCE_TH", 0.001]
+    cfg = thin_config("TEST.DETECTIONS_PER_IMG", 20, *passes)
+    made = make_bbox_aug(cfg)
+    with evaluation_mode(build_detection_model(cfg)) as model:
+        (one_pass,) = im_detect_bbox(model, [picture()], 96, 200, CPU, settings=made)
+        (merged,) = im_detect_bbox_aug(model, (picture(),), CPU, made)
+    assert len(one_pass) == 20 and 0 < len(merged) <= 200 and merged.size == one_pass.size == (192, 96)
     assert merged.bbox.min() >= 0 and (merged.bbox[:, 2] <= 192).all() and (merged.bbox[:, 3] <= 96).all()

@@ -93,7 +93,7 @@ def fill(model, prefix=""):
         for name, value in model.state_dict().items():
             if name.endswith("num_batches_tracked"):
                 value.zero_()
-            else:
+            elif "cell_anchors" not in name:
                 value.copy_(torch.from_numpy(weight(prefix + name, value.shape)))
     return model
 

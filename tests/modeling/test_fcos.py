@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-import fcos_core.modeling.rpn.fcos.targets as targets_module
 from fcos_core.config import load_config
 from fcos_core.layers import DFConv2d
-from fcos_core.modeling.rpn.fcos.inference import FCOSPostProcessor, keep_best, select_candidates
+from fcos_core.modeling.rpn import levels
+from fcos_core.modeling.rpn.fcos.inference import FCOSPostProcessor
 from fcos_core.modeling.rpn.fcos.targets import INF, centerness_targets, fcos_targets, size_ranges
 from fcos_core.modeling.rpn.levels import flatten_levels, level_locations, pad_targets, per_location
 from fcos_core.modeling.rpn.rpn import build_rpn
+from fcos_core.modeling.rpn.selection import keep_best, select_candidates
 from fcos_core.structures.bounding_box import BoxList
 from fcos_core.structures.image_list import ImageList
 from tests.golden import recipe
@@ -118,7 +119,7 @@ def test_many_boxes_in_pieces_give_the_same(radius, monkeypatch):
     rng = np.random.RandomState(3)
     lists = [random_boxlist(rng, n, 320, 256) for n in (150, 60)]
     whole = assigned(grid(256, 320), lists, radius)
-    monkeypatch.setattr(targets_module, "_MAX_ELEMENTS", 20000)
+    monkeypatch.setattr(levels, "MAX_ELEMENTS", 20000)
     pieces = assigned(grid(256, 320), lists, radius)
     assert torch.equal(whole[0], pieces[0]) and torch.equal(whole[1], pieces[1])
 

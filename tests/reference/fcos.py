@@ -30,7 +30,7 @@ def assign(locations, strides, boxlist, radius):
     return np.array(labels, np.int64), np.array(sides)
 
 
-def _focal(logit, is_target, gamma=2.0, alpha=0.25):
+def focal(logit, is_target, gamma=2.0, alpha=0.25):
     p = 1 / (1 + math.exp(-logit))
     return -alpha * (1 - p) ** gamma * math.log(p) if is_target else -(1 - alpha) * p**gamma * math.log(1 - p)
 
@@ -54,7 +54,7 @@ def losses(locations, strides, maps, boxlists, radius, norm, kind):
             np.concatenate([m[i].flatten(1).t().double().numpy() for m in level]) for level in maps
         )
         for r, label in enumerate(labels):
-            cls += sum(_focal(z, c + 1 == label) for c, z in enumerate(logits[r]))
+            cls += sum(focal(z, c + 1 == label) for c, z in enumerate(logits[r]))
             if label > 0:
                 t = sides[r] / scale[r]
                 weight = math.sqrt(min(t[0], t[2]) / max(t[0], t[2]) * min(t[1], t[3]) / max(t[1], t[3]))

@@ -1,21 +1,54 @@
 """From one map per pyramid level to one tensor over all locations.
 
-Shape letters, here and in the heads: N images, L levels, R locations of all levels together, C foreground classes,
-M boxes of the image that has most.
+Shape letters, here and in the heads: N images, L levels, R locations of all levels together (with A anchors at each
+location: R anchors), C foreground classes, M boxes of the image that has most.
 """
 import torch
 
+# Elements of the largest temporary tensor of an assignment.  More boxes than fit are handled in pieces, with the same
+# result: 2^24 floats are 64 MiB, and about a dozen of them live at a time.
+MAX_ELEMENTS = 1 << 24
 
-def flatten_levels(maps):
-    """Join per-level maps into one tensor over all locations.
+
+def flatten_levels(maps, anchors=1):
+    """Join per-level maps into one tensor over all locations, or all anchors.
 
     Args:
-        maps: list of L tensors [N, C, H_l, W_l].
+        maps: list of L tensors [N, anchors * C, H_l, W_l]; channel a * C + c belongs to anchor a.
+        anchors: predictions at each location.
 
     Returns:
-        [N, R, C]: level by level, inside a level row by row.
+        [N, R, C]: level by level, inside a level row by row, at a location anchor by anchor.
     """
-    return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+    flat = []
+    for m in maps:
+        num_images, channels = m.shape[:2]
+        m = m.flatten(2).view(num_images, anchors, channels // anchors, -1)
+        flat.append(m.permute(0, 3, 1, 2).reshape(num_images, -1, channels // anchors))
+    return torch.cat(flat, dim=1)
+
+
+def constants(values, dtype, device):
+    """Numbers of the host as a tensor on `device`, without waiting for it (torch.tensor(..., device=...) waits)."""
+    tensor = torch.tensor(values, dtype=dtype)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def box_chunks(num_boxes, elements_per_box, most=None):
+    """Cut the M boxes of a batch into pieces whose temporary tensors stay below MAX_ELEMENTS.
+
+    Args:
+        num_boxes: M.
+        elements_per_box: elements that the largest temporary tensor has for each box.
+        most: at most this many boxes in a piece, or None.
+
+    Returns:
+        list of slices over the axis of boxes, in order.
+    """
+    step = max(1, min(MAX_ELEMENTS // max(1, elements_per_box), most or num_boxes))
+    return [slice(start, min(start + step, num_boxes)) for start in range(0, num_boxes, step)]
 
 
 def level_locations(height, width, stride, device):
@@ -39,7 +72,7 @@ def per_location(values, counts, device, dtype=torch.float32):
     Returns:
         [R] or [R, D].
     """
-    rows = torch.tensor(values, dtype=dtype, device=device)
+    rows = constants(values, dtype, device)
     return torch.cat([row.expand(count, *row.shape) for row, count in zip(rows, counts)], dim=0)
 
 

@@ -1,20 +1,20 @@
 """The one place that chooses the dense head."""
+from fcos_core.config.heads import chosen_head
+from fcos_core.modeling.rpn.atss.atss import build_atss
 from fcos_core.modeling.rpn.fcos.fcos import build_fcos
+from fcos_core.modeling.rpn.retinanet.retinanet import build_retinanet
+
+_BUILDERS = {"ATSS": build_atss, "FCOS": build_fcos, "RETINANET": build_retinanet}
 
 
 def build_rpn(cfg, in_channels):
     """The dense head that `cfg` asks for.
 
     Args:
-        cfg: MODEL.FCOS_ON switches FCOS on.
+        cfg: MODEL.ATSS_ON, MODEL.RETINANET_ON and MODEL.FCOS_ON choose, see config/heads.py.
         in_channels: channels of the pyramid.
 
     Raises:
-        ValueError: no head that this package carries is on.
+        ValueError: no head that this package carries is on, or several.
     """
-    if cfg.MODEL.FCOS_ON:
-        return build_fcos(cfg, in_channels)
-    raise ValueError(
-        "build_rpn: expected MODEL.FCOS_ON True, got False; "
-        "FCOS is the dense head of this version, two-stage heads are not part of it"
-    )
+    return _BUILDERS[chosen_head(cfg)](cfg, in_channels)

@@ -6,13 +6,14 @@ from torch import nn
 from fcos_core.layers import DFConv2d
 
 
-def conv_tower(channels, num_convs, deformable_last=False):
+def conv_tower(channels, num_convs, deformable_last=False, norm=True):
     """num_convs times 3x3 convolution (with bias), GroupNorm(32), ReLU; the width stays `channels`.
 
     Args:
         channels: width of the input and of every layer.
         num_convs: number of convolutions.
         deformable_last: make the last one deformable (version 2).
+        norm: with GroupNorm.
 
     Returns:
         nn.Sequential whose children are numbered conv, norm, relu, conv, ...: the numbers are the parameter names of
@@ -24,7 +25,7 @@ def conv_tower(channels, num_convs, deformable_last=False):
             conv = DFConv2d(channels, channels, bias=True)
         else:
             conv = nn.Conv2d(channels, channels, 3, stride=1, padding=1)
-        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU()]
+        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU()] if norm else [conv, nn.ReLU()]
     return nn.Sequential(*layers)
 
 

@@ -2,15 +2,17 @@
 import torch
 from torch import nn
 
-from fcos_core.layers import Scale
 from fcos_core.modeling.rpn.fcos.inference import make_fcos_postprocessor
 from fcos_core.modeling.rpn.fcos.loss import make_fcos_loss_evaluator
+from fcos_core.modeling.rpn.head import CenternessHead
 from fcos_core.modeling.rpn.levels import level_locations
-from fcos_core.modeling.rpn.tower import conv_tower, init_convs, prior_bias
+from fcos_core.modeling.rpn.losses import full_precision
 
 
-class FCOSHead(nn.Module):
-    """Two towers over each pyramid level, shared by all levels, and three predictions per location.
+class FCOSHead(CenternessHead):
+    """Class, distances to the four sides of the box, and centerness for each location.
+
+    The regression is in pixels, but in strides while training with NORM_REG_TARGETS.
 
     Args:
         cfg: reads MODEL.FCOS.{NUM_CLASSES, FPN_STRIDES, NORM_REG_TARGETS, CENTERNESS_ON_REG, NUM_CONVS, PRIOR_PROB,
@@ -19,44 +21,23 @@ class FCOSHead(nn.Module):
     """
 
     def __init__(self, cfg, in_channels):
-        super(FCOSHead, self).__init__()
-        num_classes = cfg.MODEL.FCOS.NUM_CLASSES - 1
-        self.fpn_strides = list(cfg.MODEL.FCOS.FPN_STRIDES)
-        self.norm_reg_targets = cfg.MODEL.FCOS.NORM_REG_TARGETS
-        self.centerness_on_reg = cfg.MODEL.FCOS.CENTERNESS_ON_REG
+        options = cfg.MODEL.FCOS
+        super(FCOSHead, self).__init__(
+            in_channels,
+            num_classes=options.NUM_CLASSES - 1,
+            num_levels=len(options.FPN_STRIDES),
+            num_anchors=1,
+            num_convs=options.NUM_CONVS,
+            use_dcn=options.USE_DCN_IN_TOWER,
+            prior_prob=options.PRIOR_PROB,
+            centerness_on_reg=options.CENTERNESS_ON_REG,
+        )
+        self.fpn_strides = list(options.FPN_STRIDES)
+        self.norm_reg_targets = options.NORM_REG_TARGETS
 
-        self.cls_tower = conv_tower(in_channels, cfg.MODEL.FCOS.NUM_CONVS, cfg.MODEL.FCOS.USE_DCN_IN_TOWER)
-        self.bbox_tower = conv_tower(in_channels, cfg.MODEL.FCOS.NUM_CONVS, cfg.MODEL.FCOS.USE_DCN_IN_TOWER)
-        self.cls_logits = nn.Conv2d(in_channels, num_classes, 3, stride=1, padding=1)
-        self.bbox_pred = nn.Conv2d(in_channels, 4, 3, stride=1, padding=1)
-        self.centerness = nn.Conv2d(in_channels, 1, 3, stride=1, padding=1)
-        init_convs(self.cls_tower, self.bbox_tower, self.cls_logits, self.bbox_pred, self.centerness)
-        nn.init.constant_(self.cls_logits.bias, prior_bias(cfg.MODEL.FCOS.PRIOR_PROB))
-        self.scales = nn.ModuleList([Scale(init_value=1.0) for _ in self.fpn_strides])
-
-    def forward(self, x):
-        """Predict.
-
-        Args:
-            x: list of L tensors [N, in_channels, H_l, W_l].
-
-        Returns:
-            logits (list of [N, C, H_l, W_l]), distances (list of [N, 4, H_l, W_l]: left, top, right, bottom; pixels,
-            but strides while training with NORM_REG_TARGETS) and centerness logits (list of [N, 1, H_l, W_l]).
-        """
-        logits, regression, centerness = [], [], []
-        for level, feature in enumerate(x):
-            cls_tower = self.cls_tower(feature)
-            box_tower = self.bbox_tower(feature)
-            logits.append(self.cls_logits(cls_tower))
-            centerness.append(self.centerness(box_tower if self.centerness_on_reg else cls_tower))
-            regression.append(self._distances(level, self.bbox_pred(box_tower)))
-        return logits, regression, centerness
-
-    def _distances(self, level, prediction):
-        scaled = self.scales[level](prediction)
-        if scaled.dtype in (torch.float16, torch.bfloat16):
-            scaled = scaled.float()  # exp leaves the range of float16 at 11, distances its precision at 2048
+    def regression(self, level, scaled):
+        """Distances left, top, right and bottom, [N, 4, H_l, W_l]."""
+        scaled = full_precision(scaled)  # exp leaves the range of float16 at 11, distances its precision at 2048
         if not self.norm_reg_targets:
             return torch.exp(scaled)
         distances = torch.relu(scaled)

@@ -1,19 +1,12 @@
 """Losses of FCOS (arXiv:1904.01355, section 3.1 and 3.3) over a whole batch, without leaving the device."""
 import torch
-import torch.nn.functional as F
 
-from fcos_core.layers import sigmoid_focal_loss
 from fcos_core.layers.iou_loss import IOULoss, iou_loss
 from fcos_core.modeling.rpn.fcos.targets import INF, centerness_targets, fcos_targets, size_ranges
 from fcos_core.modeling.rpn.levels import flatten_levels, pad_targets, per_location
-from fcos_core.utils.comm import reduce_mean
+from fcos_core.modeling.rpn.losses import centerness_losses, full_precision
 
 __all__ = ["FCOSLossComputation", "INF", "make_fcos_loss_evaluator"]
-
-
-def _full_precision(tensor):
-    """Losses are computed in float32 at least, whatever autocast made of the predictions."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class FCOSLossComputation(object):
@@ -85,34 +78,23 @@ class FCOSLossComputation(object):
             (classification, regression, centerness) scalar tensors.  Normalisers are averages over all processes; a
             batch without any positive location gives zero for the last two, still attached to the graph.
         """
-        logits = _full_precision(flatten_levels(box_cls))
-        regression = _full_precision(flatten_levels(box_regression))
-        centerness = _full_precision(flatten_levels(centerness)).squeeze(2)
+        regression = full_precision(flatten_levels(box_regression))
         locations = [level.to(regression.dtype) for level in locations]
         labels, distances = self.batch_targets(locations, targets)
 
-        # Sums run over all locations with zero weight outside the positives: picking the positives out would make the
-        # host wait for their number.  Ones stand in there, so that no infinity can turn a zero weight into a NaN.
-        positive = labels > 0
-        outside = ~positive
+        # Ones stand in outside the positives, so that no infinity can turn a zero weight into a NaN.
+        outside = labels <= 0
         distances = distances.masked_fill(outside[:, :, None], 1.0)
-        weights = centerness_targets(distances).masked_fill(outside, 0.0)
-
-        # One all-reduce for both normalisers, issued by every process whether it has positives or not.
-        totals = torch.stack((positive.sum().to(weights.dtype), weights.sum()))
-        num_positive, weight_sum = reduce_mean(totals).unbind()
-        num_positive = num_positive.clamp(min=1.0)
-        # Zero only if no process has a positive; then the sum above it is zero as well.
-        weight_sum = torch.where(weight_sum > 0, weight_sum, torch.ones_like(weight_sum))
-
-        logits = logits.reshape(-1, logits.shape[2])
-        loss_cls = sigmoid_focal_loss(logits, labels.reshape(-1), self.gamma, self.alpha, "sum")
         regression = regression.masked_fill(outside[:, :, None], 1.0)
-        loss_reg = (weights * iou_loss(regression, distances, self.iou_loss_type)).sum()
-        loss_centerness = F.binary_cross_entropy_with_logits(
-            centerness.masked_fill(outside, 0.0), weights, weight=positive.to(weights.dtype), reduction="sum"
+        return centerness_losses(
+            full_precision(flatten_levels(box_cls)),
+            iou_loss(regression, distances, self.iou_loss_type),
+            full_precision(flatten_levels(centerness)).squeeze(2),
+            labels,
+            centerness_targets(distances).masked_fill(outside, 0.0),
+            self.gamma,
+            self.alpha,
         )
-        return loss_cls / num_positive, loss_reg / weight_sum, loss_centerness / num_positive
 
 
 def make_fcos_loss_evaluator(cfg):

@@ -4,13 +4,10 @@ Shape letters as in levels.py: N images, R locations, M boxes of the fullest ima
 """
 import torch
 
+from fcos_core.modeling.rpn.levels import box_chunks
 from fcos_core.structures import box_ops
 
 INF = 100000000
-
-# Elements of the largest temporary [N, R, boxes] tensor.  More boxes than fit are handled in pieces, with the same
-# result: 2^24 floats are 64 MiB, and about a dozen of them live at a time.
-_MAX_ELEMENTS = 1 << 24
 
 
 def size_ranges(num_levels):
@@ -39,14 +36,14 @@ def _in_center(locations, strides, boxes, radius):
     return torch.min(torch.min(left, top), torch.min(right, bottom)) > 0
 
 
-def _smallest_box(locations, strides, ranges, boxes, valid, radius):
+def _smallest_of_piece(locations, strides, ranges, boxes, valid, radius, margin):
     """Area and index of the smallest box that each location may learn: two of [N, R]; area INF where there is none."""
     left, top, right, bottom = _sides(locations, boxes)
     # 1. inside the box, or near its centre
     if radius > 0:
         learnable = _in_center(locations, strides, boxes, radius)
     else:
-        learnable = torch.min(torch.min(left, top), torch.min(right, bottom)) > 0
+        learnable = torch.min(torch.min(left, top), torch.min(right, bottom)) > margin
     # 2. of a size that this level learns; a size on the bound belongs to both levels
     size = torch.max(torch.max(left, top), torch.max(right, bottom))
     learnable &= (size >= ranges[None, :, None, 0]) & (size <= ranges[None, :, None, 1])
@@ -57,10 +54,34 @@ def _smallest_box(locations, strides, ranges, boxes, valid, radius):
 
 
 @torch.no_grad()
-def fcos_targets(locations, strides, ranges, gt_boxes, gt_labels, radius=0.0):
-    """Assign a box, or background, to every location of a batch.
+def smallest_box(locations, strides, ranges, gt_boxes, gt_labels, radius=0.0, margin=0.0):
+    """Assign to every location of a batch the smallest box that it may learn.
 
     Works on the whole batch at once; memory is bounded whatever the number of boxes.
+
+    Args:
+        locations, strides, ranges, gt_boxes, gt_labels, radius: see `fcos_targets`.
+        margin: without radius, all four sides of the box must be farther from the location than this, pixels.
+
+    Returns:
+        bool [N, R]: is there such a box; int64 [N, R]: its index (0 where there is none; M must not be 0 then).
+    """
+    num_images, num_boxes = gt_labels.shape
+    num_locations = locations.shape[0]
+    best_area = locations.new_full((num_images, num_locations), INF)
+    best = torch.zeros((num_images, num_locations), dtype=torch.int64, device=locations.device)
+    for part in box_chunks(num_boxes, num_images * num_locations):
+        valid = gt_labels[:, part] > 0
+        area, index = _smallest_of_piece(locations, strides, ranges, gt_boxes[:, part], valid, radius, margin)
+        smaller = area < best_area  # strict: on ties the earlier box stays
+        best = torch.where(smaller, index + part.start, best)
+        best_area = torch.where(smaller, area, best_area)
+    return best_area < INF, best
+
+
+@torch.no_grad()
+def fcos_targets(locations, strides, ranges, gt_boxes, gt_labels, radius=0.0):
+    """Assign a box, or background, to every location of a batch.
 
     Args:
         locations: [R, 2] (x, y) pixels.
@@ -76,23 +97,33 @@ def fcos_targets(locations, strides, ranges, gt_boxes, gt_labels, radius=0.0):
 
     Reference: arXiv:1904.01355, section 3.2; centre sampling: arXiv:2006.09214, section 3.
     """
-    num_images, num_boxes = gt_labels.shape
-    num_locations = locations.shape[0]
-    best_area = locations.new_full((num_images, num_locations), INF)
-    best = torch.zeros((num_images, num_locations), dtype=torch.int64, device=locations.device)
-    if num_boxes == 0:
-        return best, locations.new_zeros((num_images, num_locations, 4))
-    step = max(1, _MAX_ELEMENTS // max(1, num_images * num_locations))
-    for start in range(0, num_boxes, step):
-        part = slice(start, start + step)
-        area, index = _smallest_box(locations, strides, ranges, gt_boxes[:, part], gt_labels[:, part] > 0, radius)
-        smaller = area < best_area  # strict: on ties the earlier box stays
-        best = torch.where(smaller, index + start, best)
-        best_area = torch.where(smaller, area, best_area)
-    labels = torch.where(best_area < INF, gt_labels.gather(1, best), torch.zeros_like(best))
-    x1, y1, x2, y2 = gt_boxes.gather(1, best[:, :, None].expand(-1, -1, 4)).unbind(-1)
-    xs, ys = locations[:, 0], locations[:, 1]
-    return labels, torch.stack((xs - x1, ys - y1, x2 - xs, y2 - ys), dim=2)
+    assigned, best = smallest_box(locations, strides, ranges, gt_boxes, gt_labels, radius)
+    labels, boxes = take_boxes(assigned, best, gt_boxes, gt_labels)
+    return labels, distances_to_sides(locations, boxes)
+
+
+def take_boxes(assigned, index, gt_boxes, gt_labels):
+    """Labels and boxes of what was assigned.
+
+    Args:
+        assigned: bool [N, R].
+        index: int64 [N, R], into the M boxes.
+        gt_boxes, gt_labels: [N, M, 4] and [N, M].
+
+    Returns:
+        labels [N, R] int64, 0 where nothing is assigned, and boxes [N, R, 4], meaningless there.
+    """
+    if gt_labels.shape[1] == 0:
+        return torch.zeros_like(index), gt_boxes.new_zeros(index.shape + (4,))
+    labels = gt_labels.gather(1, index).masked_fill(~assigned, 0)
+    return labels, gt_boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
+
+
+def distances_to_sides(locations, boxes):
+    """Distances from locations [R, 2] to the left, top, right and bottom side of boxes [..., R, 4]: [..., R, 4]."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    xs, ys = locations.unbind(-1)
+    return torch.stack((xs - x1, ys - y1, x2 - xs, y2 - ys), dim=-1)
 
 
 def centerness_targets(distances):

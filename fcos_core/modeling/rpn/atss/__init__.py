@@ -1,0 +1,1 @@
+"""ATSS: Adaptive Training Sample Selection (arXiv:1912.02424)."""

@@ -1,0 +1,86 @@
+"""From the head's outputs to detections (arXiv:1912.02424, section 3), for a whole batch at once.
+
+Shape letters as in levels.py; K is the number of candidates of an image, the same for all images of a batch.
+"""
+import torch
+
+from fcos_core.modeling.rpn.selection import (
+    DensePostProcessor,
+    decode_selected,
+    geometric_mean,
+    select_candidates,
+    whole_sizes,
+)
+
+
+class ATSSPostProcessor(DensePostProcessor):
+    """Turn predictions into BoxLists.
+
+    Args:
+        box_coder: decodes boxes relative to anchors.
+        The others: see DensePostProcessor.
+    """
+
+    def __init__(
+        self,
+        pre_nms_thresh,
+        pre_nms_top_n,
+        nms_thresh,
+        fpn_post_nms_top_n,
+        min_size,
+        num_classes,
+        box_coder,
+        bbox_aug_enabled=False,
+        bbox_aug_vote=False,
+    ):
+        super(ATSSPostProcessor, self).__init__(
+            pre_nms_thresh,
+            pre_nms_top_n,
+            nms_thresh,
+            fpn_post_nms_top_n,
+            min_size,
+            num_classes,
+            bbox_aug_enabled,
+            bbox_aug_vote,
+        )
+        self.box_coder = box_coder
+
+    @torch.no_grad()
+    def forward(self, box_cls, box_regression, centerness, anchors, image_sizes):
+        """Detections of a batch.
+
+        Args:
+            box_cls: list of L tensors [N, A * C, H_l, W_l], logits.
+            box_regression: list of L tensors [N, A * 4, H_l, W_l], encoded boxes.
+            centerness: list of L tensors [N, A, H_l, W_l], logits.
+            anchors: list of L tensors [H_l, W_l, A, 4] xyxy pixels, the same for all images.
+            image_sizes: list of N (height, width) before padding.
+
+        Returns:
+            list of N BoxLists (xyxy, size (width, height)) with fields "labels" (int64, 1..C) and "scores"
+            (sqrt(probability * centerness)), best first.
+        """
+        per_location = anchors[0].shape[2]
+        probabilities = self.probabilities(box_cls, per_location)
+        quality = self.probabilities(centerness, per_location).squeeze(2)
+        counts = [level.numel() // 4 for level in anchors]
+        scores, index, classes = select_candidates(
+            probabilities, quality, counts, self.pre_nms_thresh, self.pre_nms_top_n
+        )
+        boxes = decode_selected(self.box_coder, box_regression, anchors, index, probabilities.dtype)
+        return self.detections(boxes, geometric_mean(scores), classes, whole_sizes(image_sizes))
+
+
+def make_atss_postprocessor(config, box_coder):
+    """The post-processor that `config` describes."""
+    return ATSSPostProcessor(
+        pre_nms_thresh=config.MODEL.ATSS.INFERENCE_TH,
+        pre_nms_top_n=config.MODEL.ATSS.PRE_NMS_TOP_N,
+        nms_thresh=config.MODEL.ATSS.NMS_TH,
+        fpn_post_nms_top_n=config.TEST.DETECTIONS_PER_IMG,
+        min_size=0,
+        num_classes=config.MODEL.ATSS.NUM_CLASSES,
+        box_coder=box_coder,
+        bbox_aug_enabled=config.TEST.BBOX_AUG.ENABLED,
+        bbox_aug_vote=config.TEST.BBOX_AUG.VOTE,
+    )

@@ -1,0 +1,79 @@
+"""From the head's outputs to detections (arXiv:1708.02002, section 4.1), for a whole batch at once."""
+import torch
+
+from fcos_core.modeling.rpn.selection import DensePostProcessor, decode_selected, select_candidates, whole_sizes
+
+
+class RetinaNetPostProcessor(DensePostProcessor):
+    """Turn predictions into BoxLists.
+
+    Args:
+        box_coder: decodes boxes relative to anchors.
+        The others: see DensePostProcessor.
+
+    Note:
+        An IoU equal to nms_thresh does not suppress, as in the predecessor's GPU code, which gave the published
+        results; its CPU code suppressed.
+    """
+
+    def __init__(
+        self,
+        pre_nms_thresh,
+        pre_nms_top_n,
+        nms_thresh,
+        fpn_post_nms_top_n,
+        min_size,
+        num_classes,
+        box_coder=None,
+        bbox_aug_enabled=False,
+        bbox_aug_vote=False,
+    ):
+        super(RetinaNetPostProcessor, self).__init__(
+            pre_nms_thresh,
+            pre_nms_top_n,
+            nms_thresh,
+            fpn_post_nms_top_n,
+            min_size,
+            num_classes,
+            bbox_aug_enabled,
+            bbox_aug_vote,
+        )
+        self.box_coder = box_coder
+
+    @torch.no_grad()
+    def forward(self, anchors, box_cls, box_regression, image_sizes):
+        """Detections of a batch.
+
+        Args:
+            anchors: list of L tensors [H_l, W_l, A, 4] xyxy pixels, the same for all images.
+            box_cls: list of L tensors [N, A * C, H_l, W_l], logits.
+            box_regression: list of L tensors [N, A * 4, H_l, W_l], encoded boxes.
+            image_sizes: list of N (height, width) before padding.
+
+        Returns:
+            list of N BoxLists (xyxy, size (width, height)) with fields "labels" (int64, 1..C) and "scores" (class
+            probabilities), best first.
+        """
+        probabilities = self.probabilities(box_cls, anchors[0].shape[2])
+        counts = [level.numel() // 4 for level in anchors]
+        alone = probabilities.new_ones(probabilities.shape[:2])  # nothing weighs the probabilities
+        scores, index, classes = select_candidates(
+            probabilities, alone, counts, self.pre_nms_thresh, self.pre_nms_top_n
+        )
+        boxes = decode_selected(self.box_coder, box_regression, anchors, index, probabilities.dtype)
+        return self.detections(boxes, scores, classes, whole_sizes(image_sizes))
+
+
+def make_retinanet_postprocessor(config, rpn_box_coder, is_train=False):
+    """The post-processor that `config` describes; is_train makes no difference."""
+    return RetinaNetPostProcessor(
+        pre_nms_thresh=config.MODEL.RETINANET.INFERENCE_TH,
+        pre_nms_top_n=config.MODEL.RETINANET.PRE_NMS_TOP_N,
+        nms_thresh=config.MODEL.RETINANET.NMS_TH,
+        fpn_post_nms_top_n=config.TEST.DETECTIONS_PER_IMG,
+        min_size=0,
+        num_classes=config.MODEL.RETINANET.NUM_CLASSES,
+        box_coder=rpn_box_coder,
+        bbox_aug_enabled=config.TEST.BBOX_AUG.ENABLED,
+        bbox_aug_vote=config.TEST.BBOX_AUG.VOTE,
+    )

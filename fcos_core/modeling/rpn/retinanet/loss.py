@@ -1,0 +1,98 @@
+"""Losses of RetinaNet (arXiv:1708.02002, sections 3 and 4) over a whole batch, without leaving the device."""
+import torch
+
+from fcos_core.layers import SigmoidFocalLoss, smooth_l1_loss
+from fcos_core.modeling.matcher import Matcher
+from fcos_core.modeling.rpn.fcos.targets import take_boxes
+from fcos_core.modeling.rpn.levels import flatten_levels, pad_targets
+from fcos_core.modeling.rpn.losses import full_precision
+
+
+class RetinaNetLossComputation(object):
+    """Match anchors with boxes and compute the two losses.
+
+    Args:
+        proposal_matcher: Matcher.
+        box_coder: encodes boxes relative to anchors.
+        sigmoid_focal_loss: function (logits [K, C], labels [K]) -> summed loss; label 0: background, -1: ignored.
+        bbox_reg_beta: where smooth L1 turns from a parabola into a line.
+        regress_norm: divides the regression loss.
+    """
+
+    def __init__(self, proposal_matcher, box_coder, sigmoid_focal_loss, bbox_reg_beta=0.11, regress_norm=1.0):
+        self.proposal_matcher = proposal_matcher
+        self.box_coder = box_coder
+        self.box_cls_loss_func = sigmoid_focal_loss
+        self.bbox_reg_beta = bbox_reg_beta
+        self.regress_norm = regress_norm
+
+    def batch_targets(self, anchors, targets):
+        """Targets of a batch.
+
+        Args:
+            anchors: [R, 4] xyxy pixels.
+            targets: list of N BoxLists with field "labels".
+
+        Returns:
+            labels [N, R] int64 (1..C, 0: background, -1: ignored) and boxes [N, R, 4] xyxy pixels, meaningless where
+            the label is not positive.
+        """
+        boxes, labels = pad_targets(targets, anchors.dtype, anchors.device)
+        matches = self.proposal_matcher.match(anchors, boxes, labels > 0)
+        labels, boxes = take_boxes(matches >= 0, matches.clamp(min=0), boxes, labels)
+        return labels.masked_fill(matches == Matcher.BETWEEN_THRESHOLDS, -1), boxes
+
+    def prepare_targets(self, anchors, targets):
+        """Targets image by image: list of N tensors [R] and list of N tensors [R, 4], boxes encoded.
+
+        Args:
+            anchors: list of L tensors [H_l, W_l, A, 4].
+            targets: list of N BoxLists with field "labels".
+        """
+        anchors = torch.cat([level.reshape(-1, 4) for level in anchors])
+        labels, boxes = self.batch_targets(anchors, targets)
+        return list(labels), list(self.box_coder.encode(boxes, anchors))
+
+    def __call__(self, anchors, box_cls, box_regression, targets):
+        """Compute the losses.
+
+        Args:
+            anchors: list of L tensors [H_l, W_l, A, 4] xyxy pixels, the same for all images.
+            box_cls: list of L tensors [N, A * C, H_l, W_l], logits.
+            box_regression: list of L tensors [N, A * 4, H_l, W_l], encoded boxes.
+            targets: list of N BoxLists with field "labels".
+
+        Returns:
+            (classification, regression) scalar tensors.
+
+        Note:
+            Legacy: the normalisers are those of this process, not averages over all, and the first one counts the
+            images besides the positives.
+        """
+        per_location = anchors[0].shape[2]
+        logits = full_precision(flatten_levels(box_cls, per_location))
+        regression = full_precision(flatten_levels(box_regression, per_location))
+        anchors = torch.cat([level.reshape(-1, 4) for level in anchors])
+        # float32 as anchors and boxes are stored: what is assigned does not depend on the precision of the model
+        labels, boxes = self.batch_targets(anchors.float(), targets)
+        anchors = anchors.to(regression.dtype)
+
+        outside = (labels <= 0)[:, :, None]
+        boxes = torch.where(outside, anchors, boxes.to(regression.dtype))  # finite, and encoded as 0
+        encoded = self.box_coder.encode(boxes, anchors)
+        loss_reg = smooth_l1_loss(regression.masked_fill(outside, 0.0), encoded, self.bbox_reg_beta, size_average=False)
+        num_positive = (labels > 0).sum().to(regression.dtype)
+        loss_cls = self.box_cls_loss_func(logits.reshape(-1, logits.shape[2]), labels.reshape(-1))
+        return loss_cls / (num_positive + len(labels)), loss_reg / (num_positive * self.regress_norm).clamp(min=1.0)
+
+
+def make_retinanet_loss_evaluator(cfg, box_coder):
+    """The loss of the RetinaNet head that `cfg` describes."""
+    options = cfg.MODEL.RETINANET
+    return RetinaNetLossComputation(
+        Matcher(options.FG_IOU_THRESHOLD, options.BG_IOU_THRESHOLD, allow_low_quality_matches=True),
+        box_coder,
+        SigmoidFocalLoss(options.LOSS_GAMMA, options.LOSS_ALPHA),
+        bbox_reg_beta=options.BBOX_REG_BETA,
+        regress_norm=options.BBOX_REG_WEIGHT,
+    )

@@ -1,0 +1,201 @@
+"""From scores to detections, for a whole batch at once: what the post-processing of the dense heads shares.
+
+Shape letters as in levels.py (R locations, or anchors); K is the number of candidates of an image, the same for all
+images of a batch.
+"""
+import torch
+from torch import nn
+
+from fcos_core.layers import batched_nms
+from fcos_core.modeling.rpn.levels import constants, flatten_levels
+from fcos_core.modeling.rpn.losses import full_precision
+from fcos_core.structures.bounding_box import BoxList
+from fcos_core.structures.box_ops import PIXEL
+
+
+def _level_table(counts, device):
+    """[L, max(counts)] location indices of each level; rows of shorter levels are filled with R, one past the last."""
+    lengths = constants(counts, torch.int64, device)
+    ends = lengths.cumsum(0)
+    index = (ends - lengths)[:, None] + torch.arange(max(counts), device=device)
+    return torch.where(index < ends[:, None], index, torch.full_like(index, sum(counts)))
+
+
+def select_candidates(probabilities, quality, counts, threshold, top_n):
+    """The best (location, class) pairs of every level and image.
+
+    A pair is a candidate if its probability is above `threshold`, before the quality enters; pairs are ranked by
+    probability * quality.  The best top_n pairs of a level lie on its best top_n locations, ranked by their best
+    class, so a first cut over locations leaves little for the second one over pairs.
+
+    Args:
+        probabilities: [N, R, C].
+        quality: [N, R], not negative.
+        counts: L Python integers, locations of each level.
+        threshold: float.
+        top_n: candidates kept per level and image.
+
+    Returns:
+        scores [N, K] (probability * quality, -1 where a row of candidates is not full), location [N, K] and
+        class index [N, K] (0-based).
+    """
+    num_images, num_locations, num_classes = probabilities.shape
+    device = probabilities.device
+    # 1. the best locations of each level
+    best_class = probabilities.max(dim=2)[0]
+    location_scores = (best_class * quality).masked_fill(best_class <= threshold, -1.0)
+    padded = torch.cat((location_scores, location_scores.new_full((num_images, 1), -1.0)), dim=1)
+    table = _level_table(counts, device)
+    num_levels, longest = table.shape
+    scores, column = padded[:, table].topk(min(top_n, longest), dim=2)
+    location = table[None].expand(num_images, -1, -1).gather(2, column)
+    # 2. the best pairs of these; the padding's location is replaced by a real one with no chance
+    real = scores >= 0
+    location = location.masked_fill(~real, 0)
+    rows = location.view(num_images, -1, 1)
+    pairs = probabilities.gather(1, rows.expand(-1, -1, num_classes))
+    allowed = (pairs > threshold) & real.view(num_images, -1, 1)
+    pairs = (pairs * quality.gather(1, rows[:, :, 0])[:, :, None]).masked_fill(~allowed, -1.0)
+    pairs = pairs.view(num_images, num_levels, -1)
+    scores, pair = pairs.topk(min(top_n, pairs.shape[2]), dim=2)
+    shape = (num_images, num_levels, location.shape[2], num_classes)
+    location = location[:, :, :, None].expand(shape).reshape(pairs.shape).gather(2, pair)
+    classes = torch.arange(num_classes, device=device).expand(shape).reshape(pairs.shape).gather(2, pair)
+    return scores.flatten(1), location.flatten(1), classes.flatten(1)
+
+
+def decode_selected(box_coder, box_regression, anchors, index, dtype):
+    """Boxes of some anchors.
+
+    Args:
+        box_regression: list of L tensors [N, A * 4, H_l, W_l].
+        anchors: list of L tensors [H_l, W_l, A, 4].
+        index: [N, K] int64, into all R anchors.
+        dtype: of the result.
+
+    Returns:
+        [N, K, 4] xyxy pixels.
+    """
+    regression = flatten_levels(box_regression, anchors[0].shape[2]).to(dtype)
+    regression = regression.gather(1, index[:, :, None].expand(-1, -1, 4))
+    anchors = torch.cat([level.reshape(-1, 4) for level in anchors]).to(dtype)
+    return box_coder.decode(regression, anchors[index])
+
+
+def clip_boxes(boxes, image_sizes):
+    """Move corners into the images.
+
+    Args:
+        boxes: [N, K, 4] xyxy pixels.
+        image_sizes: list of N (height, width), before padding.
+
+    Returns:
+        [N, K, 4] xyxy inside [0, width - 1] x [0, height - 1].
+    """
+    sizes = constants([[w, h, w, h] for h, w in image_sizes], boxes.dtype, boxes.device)
+    return torch.min(boxes.clamp(min=0), (sizes - PIXEL)[:, None, :])
+
+
+def keep_best(scores, limit):
+    """Drop (set to -1) what is below the limit-th best score of its row.
+
+    Legacy: all that share the limit-th score stay, so a row can keep more than `limit`.
+    """
+    if limit <= 0 or scores.shape[1] <= limit:
+        return scores
+    lowest = scores.topk(limit, dim=1)[0][:, -1:]
+    return scores.masked_fill(scores < lowest, -1.0)
+
+
+class DensePostProcessor(nn.Module):
+    """Settings and last steps of post-processing; the heads add how boxes and scores come from their predictions.
+
+    Args:
+        pre_nms_thresh: a class probability must be above this.
+        pre_nms_top_n: candidates kept per level and image.
+        nms_thresh: IoU above which the lower-scored of two boxes of a class is dropped; <= 0: no suppression.
+        fpn_post_nms_top_n: detections kept per image; <= 0: all.
+        min_size: smallest inclusive width and height, pixels.
+        num_classes: foreground classes + 1.
+        bbox_aug_enabled: leave suppression and the last cut to the code that merges several passes.
+        bbox_aug_vote: ... unless that code votes: it wants the detections of each pass.
+    """
+
+    def __init__(
+        self,
+        pre_nms_thresh,
+        pre_nms_top_n,
+        nms_thresh,
+        fpn_post_nms_top_n,
+        min_size,
+        num_classes,
+        bbox_aug_enabled=False,
+        bbox_aug_vote=False,
+    ):
+        super(DensePostProcessor, self).__init__()
+        self.pre_nms_thresh = pre_nms_thresh
+        self.pre_nms_top_n = pre_nms_top_n
+        self.nms_thresh = nms_thresh
+        self.fpn_post_nms_top_n = fpn_post_nms_top_n
+        self.min_size = min_size
+        self.num_classes = num_classes
+        self.bbox_aug_enabled = bbox_aug_enabled
+        self.bbox_aug_vote = bbox_aug_vote
+
+    @staticmethod
+    def probabilities(maps, anchors=1):
+        """Sigmoid of L maps of logits [N, anchors * C, H_l, W_l], in float32 at least: [N, R, C]."""
+        return full_precision(flatten_levels(maps, anchors)).sigmoid()
+
+    def detections(self, boxes, scores, classes, image_sizes):
+        """Clip, suppress, cut and sort the candidates.
+
+        Args:
+            boxes: [N, K, 4] xyxy pixels.
+            scores: [N, K]; negative: not a candidate.
+            classes: [N, K] int64, 0-based.
+            image_sizes: list of N (height, width) before padding.
+
+        Returns:
+            list of N BoxLists (xyxy, size (width, height)) with fields "labels" (int64, 1..C) and "scores", best first.
+        """
+        boxes = clip_boxes(boxes, image_sizes)
+        if self.min_size > 0:
+            small = (boxes[..., 2:] - boxes[..., :2] + PIXEL < self.min_size).any(dim=2)
+            scores = scores.masked_fill(small, -1.0)
+        labels = classes + 1
+        if not self.bbox_aug_enabled or self.bbox_aug_vote:
+            scores = self._suppress(boxes, scores, labels)
+        return self._to_boxlists(boxes, scores, labels, image_sizes)
+
+    def _suppress(self, boxes, scores, labels):
+        """Set to -1 the scores of boxes that lose in non-maximum suppression or in the cut of the image."""
+        if self.nms_thresh > 0:
+            keep = batched_nms(boxes, scores, labels.masked_fill(scores < 0, -1), self.nms_thresh)
+            scores = scores.masked_fill(~keep, -1.0)
+        return keep_best(scores, self.fpn_post_nms_top_n)
+
+    @staticmethod
+    def _to_boxlists(boxes, scores, labels, image_sizes):
+        scores, order = scores.sort(dim=1, descending=True)
+        boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+        labels = labels.gather(1, order)
+        # The one host sync of inference: the lengths of the results depend on the data.
+        numbers = (scores >= 0).sum(dim=1).tolist()
+        results = []
+        for i, (n, (height, width)) in enumerate(zip(numbers, image_sizes)):
+            result = BoxList(boxes[i, :n], (width, height), mode="xyxy")
+            result.add_field("labels", labels[i, :n])
+            result.add_field("scores", scores[i, :n])
+            results.append(result)
+        return results
+
+
+def geometric_mean(scores):
+    """sqrt(probability * quality) of the candidates; what is negative stays."""
+    return torch.where(scores >= 0, scores.clamp(min=0).sqrt(), scores)
+
+
+def whole_sizes(image_sizes):
+    """Image sizes as a list of (height, width) Python integers."""
+    return [(int(height), int(width)) for height, width in image_sizes]
