@@ -28,9 +28,10 @@
 // ceil of its position are the same cell; the true slopes to its left and right differ.
 // Legacy: the ancestors computed ah and gh in float32, which is one less for some bins if P > 21.
 //
-// A position that is NaN makes its bin NaN with count 0 and without gradients; infinite ones are
-// outside. An image number outside 0..N-1 is an error on the CPU and makes the RoI NaN in CUDA
-// kernels, which cannot raise. Nothing outside of the tensors is ever read or written.
+// A RoI with a coordinate that is not finite, and a bin with a NaN offset, is NaN with count 0 and
+// has no gradient; an infinite offset leads outside. An image number outside 0..N-1 is an error on
+// the CPU and makes the RoI NaN in CUDA kernels, which cannot raise. Nothing outside of the tensors
+// is ever read or written.
 //
 // Source: Dai et al., Deformable Convolutional Networks, arXiv:1703.06211, section 2.3, equations 5
 // and 6; Li et al., R-FCN, arXiv:1605.06409, for the groups.
@@ -90,8 +91,9 @@ FCOS_HOST_DEVICE PsroiSide<T> psroi_side(T low, T high, T scale) {
   const T start = std::round(low) * scale - T(0.5);
   const T end = (std::round(high) + T(1)) * scale - T(0.5);
   const T extent = end - start;
-  // written so that NaN is kept, and with it the bin
-  return {start, extent < T(0.1) ? T(0.1) : extent};
+  // 0, or NaN if one is not finite
+  const T undefined = (low - low) + (high - high);
+  return {start + undefined, extent < T(0.1) ? T(0.1) : extent};
 }
 
 // Arrays for the taps of one bin along one axis, 2 * sample_per_part each, entries `stride` apart;

@@ -298,6 +298,8 @@ void spread_channels(const PsroiProblem& p, const Layout& at, int64_t image, int
 
 template <typename Scalar, typename T>
 void input_gradient(const PsroiProblem& p, const Scalar* grad, T* grad_input) {
+  // there may be any number of images without cells
+  if (p.height == 0 || p.width == 0) return;
   const Layout at(p);
   const int64_t reads = 16 * p.num_rois * p.pooled_size * p.pooled_size;
   const auto channels = [&](int64_t begin, int64_t end) {

@@ -60,8 +60,8 @@ def deform_psroi_pooling(
     Note:
         Gradients to input and trans, once differentiable; rois get none.  Half gradients are summed in float32.  The
         result does not depend on the number of threads; on a GPU, gradients are summed in any order, so
-        `torch.use_deterministic_algorithms` refuses the backward pass there.  RoIs with a NaN coordinate give NaN, and
-        on a GPU, which is not synchronised, so do those of an image that does not exist.
+        `torch.use_deterministic_algorithms` refuses the backward pass there.  RoIs with a coordinate that is
+        not finite give NaN, and on a GPU, which is not synchronised, so do those of an image that does not exist.
 
     Reference:
         Dai et al., Deformable Convolutional Networks, arXiv:1703.06211, section 2.3.
