@@ -58,7 +58,19 @@ std::string joined(const First& first, const Rest&... rest) {
   TORCH_CHECK(condition, ::fcos_core::joined(function, ": expected ", argument, " ", rule,     \
                                              ", got ", got, "; ", advice))
 
+// Tensors by their names. torch lets None through where a schema says Tensor, and autograd fails on
+// it without a word about the argument; so this comes first, in the autograd kernel.
+inline void check_given(const char*) {}
+
+template <typename... Rest>
+void check_given(const char* function, const char* argument, const at::Tensor& t,
+                 const Rest&... rest) {
+  FCOS_CHECK(t.defined(), function, argument, "to be a tensor", "None", "pass a torch.Tensor");
+  check_given(function, rest...);
+}
+
 inline void check_floating(const char* function, const char* argument, const at::Tensor& t) {
+  check_given(function, argument, t);
   const auto dtype = t.scalar_type();
   FCOS_CHECK(
       dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16,
@@ -67,6 +79,7 @@ inline void check_floating(const char* function, const char* argument, const at:
 }
 
 inline void check_integral(const char* function, const char* argument, const at::Tensor& t) {
+  check_given(function, argument, t);
   FCOS_CHECK(at::isIntegralType(t.scalar_type(), /*includeBool=*/false), function, argument,
              "of an integer dtype", t.scalar_type(), "convert with .long()");
 }
@@ -81,6 +94,7 @@ inline void check_same_device(const char* function, const char* argument, const 
 // `shape` is how the docs write it, for example "[M, 4]"; `fits` is whether the tensor has it.
 inline void check_shape(const char* function, const char* argument, const at::Tensor& t, bool fits,
                         const char* shape) {
+  check_given(function, argument, t);
   FCOS_CHECK(fits, function, argument, joined("of shape ", shape), t.sizes(),
              "see the docstring of the function");
 }

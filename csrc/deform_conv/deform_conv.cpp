@@ -575,6 +575,7 @@ at::Tensor forward_autograd(const at::Tensor& input, const at::Tensor& weight,
                             const OptionalTensor& bias, at::IntArrayRef stride,
                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                             int64_t deformable_groups) {
+  check_given(kName, "input", input, "weight", weight, "offset", offset);
   return DeformConv::apply(input, weight, offset, mask, bias, stride, padding, dilation, groups,
                            deformable_groups);
 }
@@ -584,6 +585,7 @@ Gradients backward_autograd(const at::Tensor& grad, const at::Tensor& input,
                             const OptionalTensor& mask, bool with_bias, at::IntArrayRef stride,
                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                             int64_t deformable_groups) {
+  check_given(kName, "grad", grad, "input", input, "weight", weight, "offset", offset);
   const variable_list g =
       DeformConvBackward::apply(grad, input, weight, offset, mask, with_bias, stride, padding,
                                 dilation, groups, deformable_groups);

@@ -326,6 +326,7 @@ TwoTensors forward_autograd(const at::Tensor& input, const at::Tensor& rois,
                             int64_t sample_per_part, double trans_std) {
   const Options o{spatial_scale, output_dim,      group_size, pooled_size,
                   part_size,     sample_per_part, trans_std};
+  check_given(kName, "input", input, "rois", rois);
   const variable_list results = DeformPsroiPooling::apply(input, rois, trans, o);
   return TwoTensors(results[0], results[1]);
 }
@@ -337,6 +338,7 @@ TwoTensors backward_autograd(const at::Tensor& grad, const at::Tensor& input,
                              double trans_std) {
   const Options o{spatial_scale, output_dim,      group_size, pooled_size,
                   part_size,     sample_per_part, trans_std};
+  check_given(kName, "grad", grad, "input", input, "rois", rois);
   const variable_list results = DeformPsroiPoolingBackward::apply(grad, input, rois, trans, o);
   return TwoTensors(results[0], results[1]);
 }

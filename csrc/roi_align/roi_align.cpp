@@ -271,6 +271,7 @@ struct RoiAlignBackward : public torch::autograd::Function<RoiAlignBackward> {
 at::Tensor forward_autograd(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                             int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
                             bool aligned) {
+  check_given(kName, "input", input, "rois", rois);
   return RoiAlign::apply(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio,
                          aligned);
 }
@@ -279,6 +280,7 @@ at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& rois, dou
                              int64_t pooled_height, int64_t pooled_width, SymInt batch_size,
                              SymInt channels, SymInt height, SymInt width, int64_t sampling_ratio,
                              bool aligned) {
+  check_given(kName, "grad", grad, "rois", rois);
   return RoiAlignBackward::apply(grad, rois, spatial_scale, pooled_height, pooled_width, batch_size,
                                  channels, height, width, sampling_ratio, aligned);
 }

@@ -250,6 +250,7 @@ struct RoiPoolBackward : public torch::autograd::Function<RoiPoolBackward> {
 
 Pooled forward_autograd(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                         int64_t pooled_height, int64_t pooled_width) {
+  check_given(kName, "input", input, "rois", rois);
   const variable_list pooled =
       RoiPool::apply(input, rois, spatial_scale, pooled_height, pooled_width);
   return Pooled(pooled[0], pooled[1]);
@@ -258,6 +259,7 @@ Pooled forward_autograd(const at::Tensor& input, const at::Tensor& rois, double 
 at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& rois,
                              const at::Tensor& argmax, SymInt batch_size, SymInt channels,
                              SymInt height, SymInt width) {
+  check_given(kName, "grad", grad, "rois", rois, "argmax", argmax);
   return RoiPoolBackward::apply(grad, rois, argmax, batch_size, channels, height, width);
 }
 

@@ -314,12 +314,14 @@ struct SigmoidFocalLossBackward : public torch::autograd::Function<SigmoidFocalL
 
 at::Tensor forward_autograd(const at::Tensor& logits, const at::Tensor& targets, double gamma,
                             double alpha, int64_t reduction) {
+  check_given(kName, "logits", logits, "targets", targets);
   return SigmoidFocalLoss::apply(logits, targets, gamma, alpha, reduction);
 }
 
 at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& logits,
                              const at::Tensor& targets, double gamma, double alpha,
                              int64_t reduction) {
+  check_given(kName, "grad", grad, "logits", logits, "targets", targets);
   return SigmoidFocalLossBackward::apply(grad, logits, targets, gamma, alpha, reduction);
 }
 

@@ -33,8 +33,8 @@ def settle_head(cfg, *asked_for):
 
     Args:
         cfg: not frozen.
-        asked_for: sets of dotted names of keys that somebody set; those that overrule the others first, that is, options
-            before a file.
+        asked_for: sets of dotted names of keys that somebody set; those that overrule the others first, that is,
+            options before a file.
 
     Raises:
         ValueError: several heads were asked for in the same place.

@@ -85,7 +85,7 @@ class _Claims(object):
             claimed: bool [N, m, K]: is it a claim?
             first_box: index of the first box of the piece.
         """
-        worse = self._ONE - (iou.double() * self._ONE).long()
+        worse = self._ONE - (iou.masked_fill(~claimed, 0.0).double() * self._ONE).long()
         box = torch.arange(anchor.shape[1], device=anchor.device)[:, None]
         anchor = anchor.masked_fill(~claimed, len(self._anchors))  # behind all others
         keys = (((anchor << self._IOU_BITS) | worse) << self._box_bits) | box
@@ -201,7 +201,7 @@ def assign_topk(pyramid, gt_boxes, gt_labels, topk):
         quality = ((iou - distance / farthest / 1000).double() * (1 << (61 - index_bits))).long()
         quality = quality * (1 << index_bits) + torch.arange(num_anchors, device=quality.device)
         best = quality.topk(min(topk, num_anchors), dim=2)[0]
-        candidates = best & ((1 << index_bits) - 1)  # [N, m, topk]
+        candidates = (best & ((1 << index_bits) - 1)).clamp(max=num_anchors - 1)  # [N, m, topk]; NaN leaves any bits
         inside = _least_side(pyramid.centers[candidates], boxes[:, :, None]) > MARGIN
         claims.add(candidates, iou.gather(2, candidates), inside & valid[:, part, None], part.start)
     return claims.assignment()
