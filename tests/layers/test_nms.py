@@ -451,8 +451,7 @@ def test_opcheck(device):
 
 
 @pytest.mark.skipif(not hasattr(getattr(torch, "library", None), "register_fake"), reason="fake kernels: torch 2.4")
-def test_compiles_without_graph_breaks(device, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+def test_compiles_without_graph_breaks(device):
     boxes, scores, labels = (t.to(device) for t in reference.random_boxes(60))
 
     def keep(boxes, scores, labels):
@@ -460,7 +459,9 @@ def test_compiles_without_graph_breaks(device, monkeypatch):
         return mask, boxes[nms(boxes, scores, 0.5)] * 2, boxes[ml_nms(boxes, scores, labels, 0.5)] * 2
 
     compiled = torch.compile(keep, fullgraph=True, backend="aot_eager")
-    for result, expected in zip(compiled(boxes, scores, labels), keep(boxes, scores, labels)):
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        results = compiled(boxes, scores, labels)
+    for result, expected in zip(results, keep(boxes, scores, labels)):
         assert result.equal(expected)
 
 
