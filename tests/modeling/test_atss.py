@@ -234,7 +234,7 @@ def test_assignment_golden(positive_type, variant, options):
     positive = (labels > 0).nonzero().squeeze(1)
     assert positive.tolist() == PIECES[record + "pos_index"].tolist()
     assert labels[positive].tolist() == PIECES[record + "pos_label"].tolist()
-    assert (labels == -1).sum() == PIECES[record + "num_ignored"]
+    assert int((labels == -1).sum()) == int(PIECES[record + "num_ignored"])
     recipe.assert_close(encoded[positive][::4], PIECES[record + "pos_reg_every4"], 1e-6, "boxes")
     flat = torch.cat([level.reshape(-1, 4) for level in anchors])
     centerness = model.loss_evaluator.compute_centerness_targets(encoded[positive], flat[positive])
