@@ -138,29 +138,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// address[0..N) += values; of N that are a multiple of 4, address is one of 16 bytes.
-template <int N>
-__device__ __forceinline__ void add_pack(double* address, const double (&values)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) atomic_add(address + i, values[i]);
-}
-
-template <int N>
-__device__ __forceinline__ void add_pack(float* address, const float (&values)[N]) {
-  int i = 0;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
-#pragma unroll
-  for (; i + 4 <= N; i += 4)
-    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
-                 :
-                 : "l"(__cvta_generic_to_global(address + i)), "f"(values[i]), "f"(values[i + 1]),
-                   "f"(values[i + 2]), "f"(values[i + 3])
-                 : "memory");
-#endif
-#pragma unroll
-  for (; i < N; ++i) atomic_add(address + i, values[i]);
-}
-
 // The sum over the lanes of a team, in its first lane; all of the team, and nobody else, is here.
 template <typename C>
 __device__ __forceinline__ C team_sum(C value, int32_t lanes, unsigned team) {
@@ -211,7 +188,7 @@ __global__ void __launch_bounds__(kThreads)
         C terms[N];
 #pragma unroll
         for (int j = 0; j < N; ++j) terms[j] = tap.scale * tap.weight[cell] * grad[j];
-        add_pack<N>(grad_image + tap.pixel[cell] * p.channels + channel, terms);
+        atomic_add_pack<N>(grad_image + tap.pixel[cell] * p.channels + channel, terms);
       }
     }
     sums.value = team_sum(sums.value, part.lanes, team);

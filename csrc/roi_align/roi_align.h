@@ -79,18 +79,10 @@ FCOS_HOST_DEVICE inline double roi_align_ceil(double x) { return ceil(x); }
 
 // a * b, rounded; nvcc would fuse it with a following addition and so give other bits than the CPU.
 FCOS_HOST_DEVICE inline float roi_align_product(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
+  return FCOS_DEVICE_OR_HOST(__fmul_rn(a, b), a * b);
 }
 FCOS_HOST_DEVICE inline double roi_align_product(double a, double b) {
-#ifdef __CUDA_ARCH__
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
+  return FCOS_DEVICE_OR_HOST(__dmul_rn(a, b), a * b);
 }
 
 // Points are counted through all bins, in the order of growing positions.

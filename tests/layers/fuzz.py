@@ -481,6 +481,9 @@ def judge(call, rules, counts, with_reference):
     counts["answered"] += 1
     if any(t.device.type == "meta" for t in call.tensors()):
         return None
+    if schema_is_composite(call.schema) and any(t.layout != torch.strided for t in call.tensors()):
+        # some of torch's operators take sparse tensors, of which the rules know nothing
+        return None
     reason = certainly_wrong(call, rules)
     if reason:
         return "answered, although " + reason
@@ -489,12 +492,18 @@ def judge(call, rules, counts, with_reference):
     for argument, copy in zip(call.arguments, copies):
         if isinstance(argument, torch.Tensor) and not same(argument, copy, 0):
             return "wrote to an argument"
-    return (
-        judge_kinds(call, rules, results)
-        or judge_copies(call, function, copies, results, counts)
-        or (with_reference and judge_reference(call, rules, results, counts))
-        or None
-    )
+    try:
+        return (
+            judge_kinds(call, rules, results)
+            or judge_copies(call, function, copies, results, counts)
+            or (with_reference and judge_reference(call, rules, results, counts))
+            or None
+        )
+    except RuntimeError as error:
+        # there is room for one result, not for two
+        if not TOO_MUCH_MEMORY.search(str(error)):
+            raise
+        return None
 
 
 def judge_refusal(call, error, counts):
@@ -510,8 +519,9 @@ def judge_refusal(call, error, counts):
         of_cpu, of_gpu = memory.groups()
         size = int(of_cpu) if of_cpu else float(of_gpu or "inf") * 2**30
         return None if size > MEMORY / 8 else "lacked memory, said " + said
-    if schema_is_composite(call.schema) and text.startswith("Could not run 'aten::"):
-        # what is made of torch's operators, for every kind of tensor
+    sparse = any(t.layout != torch.strided for t in call.tensors())
+    if schema_is_composite(call.schema) and sparse and not FORBIDDEN.search(text):
+        # what is made of torch's operators ends in their words
         return None
     if FORBIDDEN.search(text) or not (OURS.search(text) or TORCHS.search(text)):
         return "said " + said
@@ -532,7 +542,7 @@ def certainly_wrong(call, rules):
     tensors = call.tensors()
     if len({str(t.device) for t in tensors}) > 1:
         return "there are two devices"
-    if any(t.layout != torch.strided for t in tensors) and not schema_is_composite(call.schema):
+    if any(t.layout != torch.strided for t in tensors):
         return "a tensor is sparse"
     if call.mode == "autocast":
         # which converts dtypes; shapes and values are tried enough without it
@@ -552,7 +562,7 @@ def possible(kind, value):
         return isinstance(value, torch.Tensor)
     if kind == "Tensor?":
         return value is None or isinstance(value, torch.Tensor)
-    if kind == "bool" and isinstance(value, complex):
+    if kind == "bool" and (value is None or isinstance(value, complex)):
         # which torch takes
         return True
     if value is None or isinstance(value, (str, bytes, dict, complex)) or type(value) is object:
@@ -614,8 +624,13 @@ def judge_copies(call, function, copies, results, counts):
     with mode_of(call):
         again = function(*copies)
     again = list(again) if isinstance(again, (tuple, list)) else [again]
+    if any(bend.endswith(all_values.__name__) for bend in call.bends):
+        # sums of equal huge numbers cancel out to what their order leaves
+        return None
+    # a float64 result of half features is summed in float32
+    coarsest = max(TOLERANCE.get(t.dtype, 0) for t in call.tensors() + results)
     for i, (result, other) in enumerate(zip(results, again)):
-        if not same(result, other, TOLERANCE.get(result.dtype, 0)):
+        if not same(result, other, coarsest if result.dtype in TOLERANCE else 0):
             return "result {} is not that of contiguous copies".format(i)
     counts["compared"] += 1
     if not results[0].requires_grad or not 0 < results[0].numel() <= COMPARED:
@@ -632,7 +647,7 @@ def judge_copies(call, function, copies, results, counts):
         return "the gradient said {}".format(error)
     others = torch.autograd.grad(again[0], [copies[i] for i in leaves], grad.contiguous(), allow_unused=True)
     for i, a, b in zip(leaves, grads, others):
-        if (a is None) != (b is None) or (a is not None and not same(a, b, 3 * TOLERANCE[a.dtype])):
+        if (a is None) != (b is None) or (a is not None and not same(a, b, 3 * coarsest)):
             return "the gradient of {} is not that of contiguous copies".format(call.schema.arguments[i].name)
     counts["gradients"] += 1
     return None
@@ -647,7 +662,8 @@ def judge_reference(call, rules, results, counts):
         return None
     if not all(type(a) in (int, float, bool, list) or a is None or isinstance(a, torch.Tensor) for a in call.arguments):
         return None
-    arguments = {n: a.detach().cpu() if isinstance(a, torch.Tensor) else a for n, a in call.named().items()}
+    # a clone has no lazy sign, which numpy does not know
+    arguments = {n: a.detach().cpu().clone() if isinstance(a, torch.Tensor) else a for n, a in call.named().items()}
     expected = rules.reference([r.detach().cpu() for r in results], **arguments)
     if expected is None:
         return None
@@ -702,7 +718,7 @@ def run(op, rules, device="cpu", calls=2000, seed=0, first=0, say=None):
             if say:
                 words = str(call)
                 say("{} {} seed {} call {}: {}".format(op, device, seed, index, words))
-            text = judge(call, rules, counts, with_reference=index % 8 == 0)
+            text = judge(call, rules, counts, with_reference=index % 4 == 0)
             counts["calls"] += 1
             if text:
                 problems.append(Problem(op, str(device), seed, index, words or str(call), text))

@@ -44,13 +44,13 @@ def test_command_line(capsys):
     assert fuzz.main(["--op", "nms", "--calls", "5", "--seed", "1", "--first", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:5]] == ["nms cpu seed 1 call {}".format(i) for i in range(7, 12)]
-    assert lines[5].startswith("nms: calls 5") and lines[6] == "0 problems"
+    assert lines[5].startswith("nms: 5 calls") and lines[6] == "0 problems"
 
 
 # ---- the fuzzer notices
 
 
-def problems_of(monkeypatch, function, calls=150):
+def problems_of(monkeypatch, function, calls=1000):
     """What it says of another function in the place of batched_nms."""
     real = torch.ops.fcos_core.batched_nms
 
