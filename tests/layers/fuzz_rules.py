@@ -225,8 +225,8 @@ def roi_align_reference(results, input, rois, spatial_scale, pooled_height, pool
     # float32 positions of far rois differ by pixels, and adaptive sampling takes as many points
     if pooled_height * pooled_width > 100 or sampling_ratio > 4 or extent > 100:
         return None
-    # the number of adaptive points jumps where a side is a whole multiple of the bins
-    if sampling_ratio <= 0 and input.dtype != torch.float64:
+    # the number of adaptive points jumps where a side is a whole multiple of the bins, or nothing
+    if sampling_ratio <= 0 and (input.dtype != torch.float64 or spatial_scale < 1e-6):
         return None
     size = (pooled_height, pooled_width)
     return [roi_align.roi_align(input, rois, size, spatial_scale, sampling_ratio, bool(aligned))]
@@ -371,7 +371,7 @@ def psroi_results(input, rois, trans, output_dim, pooled_size, **arguments):
 def psroi_reference(results, input, rois, trans, **numbers):
     classes = 1 if trans is None else trans.shape[1] // 2
     samples = len(rois) * classes * (numbers["pooled_size"] * numbers["sample_per_part"]) ** 2
-    if samples > 1000 or bool((rois.abs() > 1e5).any()):
+    if samples > 1000 or bool((rois.abs() > 1e5).any()) or numbers["spatial_scale"] > 1e5:
         return None
     output, counts = deform_psroi_pooling.deform_psroi_pooling(input, rois, trans, **numbers)
     # a position that is half a cell outside is in or out by rounding
