@@ -28,10 +28,10 @@ MUTATIONS = [
     # ---- indices off by one
     Mutation(
         "cuda",
-        "a box is compared with itself",
+        "a box is not compared with the one before it",
         "nms/nms_cuda.cu",
         "const int last = column < row ? kWord : thread;",
-        "const int last = column < row ? kWord : thread + 1;",
+        "const int last = column < row ? kWord : thread - 1;",
     ),
     Mutation(
         "cuda",
@@ -71,10 +71,10 @@ MUTATIONS = [
     # ---- guards that are missing
     Mutation(
         "cuda",
-        "boxes beyond the end of the list are struck",
+        "boxes that earlier tiles struck stay",
         "nms/nms_cuda.cu",
-        "if (part_begin + thread < sizes.num_boxes && !sorted.struck[i])",
-        "if (!sorted.struck[i])",
+        "segment <= position && !(step > 0 && sorted.struck[i])",
+        "segment <= position",
     ),
     Mutation(
         "cuda",
@@ -218,9 +218,10 @@ def main(arguments=None):
     """Run the tool; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=["cpu"])
+    parser.add_argument("--op", nargs="+", help="operators, such as nms; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     args = parser.parse_args(arguments)
-    chosen = [mutation for mutation in MUTATIONS if mutation.device in args.device]
+    chosen = [m for m in MUTATIONS if m.device in args.device and (not args.op or operator_of(m) in args.op)]
     survivors = 0
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         futures = {pool.submit(verdict, mutation): mutation for mutation in chosen}
