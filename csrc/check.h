@@ -59,13 +59,16 @@ std::string joined(const First& first, const Rest&... rest) {
                                              ", got ", got, "; ", advice))
 
 // Tensors by their names. torch lets None through where a schema says Tensor, and autograd fails on
-// it without a word about the argument; so this comes first, in the autograd kernel.
+// it without a word about the argument; so this comes first, in the autograd kernel. And a sparse
+// tensor beside dense ones can reach the kernel of the dense ones, where it has no data.
 inline void check_given(const char*) {}
 
 template <typename... Rest>
 void check_given(const char* function, const char* argument, const at::Tensor& t,
                  const Rest&... rest) {
   FCOS_CHECK(t.defined(), function, argument, "to be a tensor", "None", "pass a torch.Tensor");
+  FCOS_CHECK(t.layout() == at::kStrided, function, argument, "to be a dense tensor", "another layout",
+             "convert with .to_dense()");
   check_given(function, rest...);
 }
 

@@ -43,6 +43,15 @@ inline void check_images(const char* function, const at::Tensor& rois, int64_t n
   }
 }
 
+// Sizes that nothing in memory limits: those that a backward is told, and those of an output whose
+// input has no elements. Old versions of torch do not notice that their product overflows.
+inline void check_elements(const char* function, const char* what, at::IntArrayRef sizes) {
+  double elements = 1;
+  for (const int64_t size : sizes) elements *= static_cast<double>(size);
+  FCOS_CHECK(elements < 1e15, function, what, "to have below 10^15 elements", sizes,
+             "pass fewer rois or channels");
+}
+
 inline void check_spatial_scale(const char* function, double spatial_scale) {
   FCOS_CHECK(spatial_scale > 0 && std::isfinite(spatial_scale), function, "spatial_scale",
              "to be finite and above 0", spatial_scale,

@@ -41,6 +41,7 @@ void check_map(int64_t num_images, int64_t channels, int64_t height, int64_t wid
              kName, "the map", joined("with sides of at most ", kRoiAlignMaxSide, " pixels"),
              at::IntArrayRef({num_images, channels, height, width}),
              "larger positions do not fit into float32");
+  check_elements(kName, "the map", {num_images, channels, height, width});
 }
 
 RoiAlignProblem problem_of(const at::Tensor& rois, const at::Tensor& pooled,
@@ -75,9 +76,10 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& rois, const Option
   const at::Tensor r = rois_for(rois, input.scalar_type());
   check_values(r, input.size(0));
   const at::MemoryFormat layout = input.suggest_memory_format();
-  at::Tensor output =
-      at::empty({rois.size(0), input.size(1), options.pooled_height, options.pooled_width},
-                input.options(), layout);
+  const std::vector<int64_t> sizes = {rois.size(0), input.size(1), options.pooled_height,
+                                      options.pooled_width};
+  check_elements(kName, "output", sizes);
+  at::Tensor output = at::empty(sizes, input.options(), layout);
   if (output.numel() == 0) return output;
   const at::Tensor x = input.contiguous(layout);
   kernel(problem_of(r, output, layout, x.size(0), x.size(2), x.size(3), options), x, output);

@@ -28,6 +28,7 @@ void check_map(int64_t num_images, int64_t channels, int64_t height, int64_t wid
              joined("with sides of at most ", kRoiPoolMaxSide, " and less than 2^31 pixels"),
              at::IntArrayRef({num_images, channels, height, width}),
              "argmax counts pixels in int32");
+  check_elements(kName, "the map", {num_images, channels, height, width});
 }
 
 RoiPoolProblem problem_of(const at::Tensor& rois, const at::Tensor& pooled, at::MemoryFormat layout,
@@ -62,8 +63,9 @@ Pooled forward(const at::Tensor& input, const at::Tensor& rois, double spatial_s
   const at::Tensor r = rois_for(rois, input.scalar_type());
   check_values(r, input.size(0));
   const at::MemoryFormat layout = input.suggest_memory_format();
-  at::Tensor output = at::empty({rois.size(0), input.size(1), pooled_height, pooled_width},
-                                input.options(), layout);
+  const std::vector<int64_t> sizes = {rois.size(0), input.size(1), pooled_height, pooled_width};
+  check_elements(kName, "output", sizes);
+  at::Tensor output = at::empty(sizes, input.options(), layout);
   at::Tensor argmax = at::empty(output.sizes(), output.options().dtype(at::kInt), layout);
   if (output.numel() > 0) {
     const at::Tensor x = input.contiguous(layout);
