@@ -223,9 +223,21 @@ def test_nearest_locations_are_the_nearest(point, sizes, k):
 # ---------------------------------------------------------------------------------------------------- assignment
 
 
+@pytest.fixture
+def rounded_exp_and_log(monkeypatch):
+    """exp and log of float32 as exact as float32 allows.
+
+    Those of MKL are off by a unit or two in the last place, on each processor another one, and where a box is encoded and
+    decoded and a side is near the centre, centerness makes that ten times as much.
+    """
+    for name in ("exp", "log"):
+        exact = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda x, exact=exact: exact(x.double()).to(x.dtype))
+
+
 @pytest.mark.parametrize("positive_type", TYPES)
 @pytest.mark.parametrize("variant,options", [("a1_BOX", []), ("a1_POINT", POINT), ("a9_BOX", NINE)])
-def test_assignment_golden(positive_type, variant, options):
+def test_assignment_golden(positive_type, variant, options, rounded_exp_and_log):
     model = module("MODEL.ATSS.POSITIVE_TYPE", positive_type, *options)
     anchors = model.anchor_generator.level_anchors(grid_sizes(800, 1216))
     rows = np.concatenate([PIECES["assign/boxes"], PIECES["assign/labels"][:, None]], axis=1)
