@@ -32,6 +32,7 @@ _C.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
 _C.MODEL.FCOS_ON = True
 _C.MODEL.ATSS_ON = False
 _C.MODEL.RETINANET_ON = False
+_C.MODEL.GFL_ON = False  # new
 # Dense heads give the detections themselves; kept because old files set it.
 _C.MODEL.RPN_ONLY = False
 # Initial weights: a file, a URL or "catalog://NAME".  Starting weights only: iteration and optimizer are not taken.
@@ -171,6 +172,30 @@ _C.MODEL.RETINANET.LOSS_GAMMA = 2.0
 _C.MODEL.RETINANET.PRIOR_PROB = 0.01
 _C.MODEL.RETINANET.INFERENCE_TH = 0.05
 _C.MODEL.RETINANET.NMS_TH = 0.4
+
+# Generalized focal loss.  The whole section is new.
+_C.MODEL.GFL = CN()
+# Foreground classes + 1.
+_C.MODEL.GFL.NUM_CLASSES = 81
+# Side of the square anchor of P3 to P7, pixels, and strides of the levels; only the assignment uses the sizes.
+_C.MODEL.GFL.ANCHOR_SIZES = (64, 128, 256, 512, 1024)
+_C.MODEL.GFL.ANCHOR_STRIDES = (8, 16, 32, 64, 128)
+# Candidates of a box on each level, as in MODEL.ATSS.
+_C.MODEL.GFL.TOPK = 9
+# Largest distance from a location to a side of its box that is predicted, in strides: a distribution over 0, 1, ... n.
+_C.MODEL.GFL.REG_MAX = 16
+# Exponent of the quality focal loss.
+_C.MODEL.GFL.QUALITY_BETA = 2.0
+# Factors of the GIoU loss and of the distribution focal loss (mean over the four sides).
+_C.MODEL.GFL.REG_LOSS_WEIGHT = 2.0
+_C.MODEL.GFL.DFL_LOSS_WEIGHT = 0.25
+# As in MODEL.FCOS.
+_C.MODEL.GFL.PRIOR_PROB = 0.01
+_C.MODEL.GFL.NUM_CONVS = 4
+_C.MODEL.GFL.USE_DCN_IN_TOWER = False
+_C.MODEL.GFL.INFERENCE_TH = 0.05
+_C.MODEL.GFL.NMS_TH = 0.6
+_C.MODEL.GFL.PRE_NMS_TOP_N = 1000
 
 # ---------------------------------------------------------------------------------------------------------- INPUT
 _C.INPUT = CN()

@@ -6,10 +6,11 @@ from fcos_core.config import load_config
 from fcos_core.config.heads import HEADS, chosen_head, head_section
 from fcos_core.modeling.rpn.atss.atss import ATSSModule
 from fcos_core.modeling.rpn.fcos.fcos import FCOSModule
+from fcos_core.modeling.rpn.gfl.gfl import GFLModule
 from fcos_core.modeling.rpn.retinanet.retinanet import RetinaNetModule
 from fcos_core.modeling.rpn.rpn import build_rpn
 
-MODULES = {"ATSS": ATSSModule, "FCOS": FCOSModule, "RETINANET": RetinaNetModule}
+MODULES = {"ATSS": ATSSModule, "FCOS": FCOSModule, "GFL": GFLModule, "RETINANET": RetinaNetModule}
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -227,8 +227,8 @@ def test_nearest_locations_are_the_nearest(point, sizes, k):
 def rounded_exp_and_log(monkeypatch):
     """exp and log of float32 as exact as float32 allows.
 
-    Those of MKL are off by a unit or two in the last place, on each processor another one, and where a box is encoded and
-    decoded and a side is near the centre, centerness makes that ten times as much.
+    Those of MKL are off by a unit or two in the last place, differently on each processor, and centerness makes that
+    ten times as much where a side is near the centre.
     """
     for name in ("exp", "log"):
         exact = getattr(torch, name)

@@ -18,6 +18,7 @@ HEADS = {
     "ATSS three": ["MODEL.ATSS.ASPECT_RATIOS", (0.5, 1.0, 2.0)],
     "ATSS point": ["MODEL.ATSS.REGRESSION_TYPE", "POINT"],
     "RETINANET": [],
+    "GFL": [],
 }
 
 
