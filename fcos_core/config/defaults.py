@@ -43,10 +43,17 @@ _C.MODEL.USE_SYNCBN = False
 _C.MODEL.CHANNELS_LAST = False
 
 _C.MODEL.BACKBONE = CN()
-# A name in fcos_core.modeling.registry.BACKBONES.
+# A name in fcos_core.modeling.registry.BACKBONES; or (new) "timm/NAME" or "torchvision/NAME": any network of these
+# libraries that has maps of stride 8, 16 and 32, with a pyramid P3 to P7.
 _C.MODEL.BACKBONE.CONV_BODY = "R-50-C4"
-# The stem and the stages below this number get no gradients (2: stem and first stage; negative: all are trained).
+# The stem and the stages below this number get no gradients (2: stem and first stage; negative: all are trained).  Of
+# the network of a library that is what has a stride of at most 2^n (2: up to stride 4).
 _C.MODEL.BACKBONE.FREEZE_CONV_BODY_AT = 2
+# Networks of libraries: start with the weights that the library offers, which it downloads.  MODEL.WEIGHT, if given, is
+# loaded over them.  new
+_C.MODEL.BACKBONE.PRETRAINED = False
+# Networks of libraries: keep every BatchNorm constant, for pretrained weights and few images on a GPU.  new
+_C.MODEL.BACKBONE.FREEZE_BN = False
 _C.MODEL.BACKBONE.USE_GN = False
 
 _C.MODEL.FPN = CN()
