@@ -61,7 +61,8 @@ def test_synchronised_batch_norm_detects_as_batch_norm_does():
         (wanted,) = plain(image)
     synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(plain)
     kinds = [type(m) for m in synchronised.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    assert set(kinds) == {torch.nn.SyncBatchNorm} and len(kinds) == 1 + 2 + 16 * 3  # stem; blocks of two convolutions and of three
+    assert set(kinds) == {torch.nn.SyncBatchNorm}
+    assert len(kinds) == 1 + 2 + 16 * 3  # of the stem, of the block of two convolutions, of those of three
     assert list(synchronised.state_dict()) == list(state)
     try:
         with torch.no_grad():

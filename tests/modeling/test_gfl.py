@@ -209,7 +209,8 @@ def test_post_processing_is_the_written_procedure(top_n, limit, nms, device):
     codes = reference.expected_maps([m.cpu() for m in maps[1]])
     values = [[m.cpu() for m in maps[0]], codes]
     wanted = reference_atss.post_process(pyramid(), values, sizes, "POINT", 0.3, top_n, nms, limit)
-    for mine, recorded in zip(post(*maps, anchors=anchors_of(module(), device), image_sizes=sizes), wanted):
+    locations = [(level[..., 2:] + level[..., :2]).reshape(-1, 2) / 2 for level in anchors_of(module(), device)]
+    for mine, recorded in zip(post(locations, *maps, image_sizes=sizes), wanted):
         assert len(mine) == len(recorded[1]) > 0
         recipe.assert_same_detections(as_numpy(mine), recorded, 1e-3, 1e-5)
         scores = mine.get_field("scores")

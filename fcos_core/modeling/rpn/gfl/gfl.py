@@ -73,7 +73,8 @@ class GFLModule(nn.Module):
         if self.training:
             losses = self.loss_evaluator(box_cls, box_regression, targets, anchors)
             return None, dict(zip(("loss_cls", "loss_reg", "loss_dfl"), losses))
-        return self.box_selector_test(box_cls, box_regression, anchors, images.image_sizes), {}
+        locations = [((level[..., :2] + level[..., 2:]) / 2).reshape(-1, 2) for level in anchors]
+        return self.box_selector_test(locations, box_cls, box_regression, images.image_sizes), {}
 
 
 def build_gfl(cfg, in_channels):
