@@ -30,6 +30,7 @@ LOSSES = {
     "FCOS": ("cls", "reg", "centerness"),
     "GFL": ("cls", "reg", "dfl"),
     "RETINANET": ("retina_cls", "retina_reg"),
+    "TOOD": ("cls", "reg"),
 }
 
 

@@ -33,6 +33,7 @@ _C.MODEL.FCOS_ON = True
 _C.MODEL.ATSS_ON = False
 _C.MODEL.RETINANET_ON = False
 _C.MODEL.GFL_ON = False  # new
+_C.MODEL.TOOD_ON = False  # new
 # Dense heads give the detections themselves; kept because old files set it.
 _C.MODEL.RPN_ONLY = False
 # Initial weights: a file, a URL or "catalog://NAME".  Starting weights only: iteration and optimizer are not taken.
@@ -203,6 +204,27 @@ _C.MODEL.GFL.USE_DCN_IN_TOWER = False
 _C.MODEL.GFL.INFERENCE_TH = 0.05
 _C.MODEL.GFL.NMS_TH = 0.6
 _C.MODEL.GFL.PRE_NMS_TOP_N = 1000
+
+# Task-aligned detection.  The whole section is new.
+_C.MODEL.TOOD = CN()
+# Foreground classes + 1.
+_C.MODEL.TOOD.NUM_CLASSES = 81
+# Strides of P3 to P7, pixels.
+_C.MODEL.TOOD.FPN_STRIDES = [8, 16, 32, 64, 128]
+# Convolutions of the tower that both tasks share.
+_C.MODEL.TOOD.NUM_CONVS = 6
+# Positives of a box: the TOPK locations inside it with the largest (class probability)^ALPHA * (IoU)^BETA.
+_C.MODEL.TOOD.TOPK = 13
+_C.MODEL.TOOD.ALIGN_ALPHA = 1.0
+_C.MODEL.TOOD.ALIGN_BETA = 6.0
+# Exponent of the classification loss, and factor of the GIoU loss.
+_C.MODEL.TOOD.LOSS_GAMMA = 2.0
+_C.MODEL.TOOD.REG_LOSS_WEIGHT = 2.0
+# As in MODEL.FCOS.
+_C.MODEL.TOOD.PRIOR_PROB = 0.01
+_C.MODEL.TOOD.INFERENCE_TH = 0.05
+_C.MODEL.TOOD.NMS_TH = 0.6
+_C.MODEL.TOOD.PRE_NMS_TOP_N = 1000
 
 # ---------------------------------------------------------------------------------------------------------- INPUT
 _C.INPUT = CN()

@@ -10,6 +10,7 @@ HEADS = {
     "ATSS": "fcos_core.modeling.rpn.atss.atss:build_atss",
     "RETINANET": "fcos_core.modeling.rpn.retinanet.retinanet:build_retinanet",
     "GFL": "fcos_core.modeling.rpn.gfl.gfl:build_gfl",
+    "TOOD": "fcos_core.modeling.rpn.tood.tood:build_tood",
     "FCOS": "fcos_core.modeling.rpn.fcos.fcos:build_fcos",
 }
 

@@ -9,8 +9,9 @@ from fcos_core.modeling.rpn.fcos.fcos import FCOSModule
 from fcos_core.modeling.rpn.gfl.gfl import GFLModule
 from fcos_core.modeling.rpn.retinanet.retinanet import RetinaNetModule
 from fcos_core.modeling.rpn.rpn import build_rpn
+from fcos_core.modeling.rpn.tood.tood import TOODModule
 
-MODULES = {"ATSS": ATSSModule, "FCOS": FCOSModule, "GFL": GFLModule, "RETINANET": RetinaNetModule}
+MODULES = {"ATSS": ATSSModule, "FCOS": FCOSModule, "GFL": GFLModule, "RETINANET": RetinaNetModule, "TOOD": TOODModule}
 
 
 @pytest.mark.parametrize("head", HEADS)

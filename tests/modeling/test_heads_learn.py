@@ -17,6 +17,7 @@ HEADS = {
     "ATSS-nine": ["MODEL.ATSS.ASPECT_RATIOS", (0.5, 1.0, 2.0), "MODEL.ATSS.SCALES_PER_OCTAVE", 3],
     "RETINANET": [],
     "GFL": [],
+    "TOOD": [],
 }
 
 

@@ -19,6 +19,7 @@ HEADS = {
     "ATSS point": ["MODEL.ATSS.REGRESSION_TYPE", "POINT"],
     "RETINANET": [],
     "GFL": [],
+    "TOOD": [],
 }
 
 

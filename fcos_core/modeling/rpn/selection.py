@@ -204,7 +204,7 @@ class DistancePostProcessor(DensePostProcessor):
         self.strides = list(strides)
 
     def distances(self, regression):
-        """From predictions [N, K, D] to distances [N, K, 4] left, top, right, bottom, in strides; subclasses say how."""
+        """From predictions [N, K, D] to distances [N, K, 4] left, top, right, bottom, in strides: the same, D = 4."""
         return regression
 
     @torch.no_grad()
