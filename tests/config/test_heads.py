@@ -1,4 +1,7 @@
 """Which dense head a configuration asks for."""
+import sys
+import types
+
 import pytest
 
 from fcos_core.config import cfg as defaults
@@ -23,6 +26,26 @@ def test_one_switch_is_enough(head, tmp_path):
         assert chosen_head(cfg) == head and head_section(cfg) is cfg.MODEL[head]
         assert [h for h in HEADS if cfg.MODEL[h + "_ON"]] == [head]
         assert type(build_rpn(cfg, 32)) is MODULES[head]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_has_the_keys_that_the_rest_of_the_package_reads(head):
+    section = defaults.MODEL[head]
+    assert section.NUM_CLASSES == 81 and section.PRE_NMS_TOP_N == 1000
+    assert 0 < section.INFERENCE_TH < 1 and 0 < section.NMS_TH < 1
+
+
+def test_one_line_registers_a_head(monkeypatch):
+    """A head of somebody else's: its section and switch in the config, and the line."""
+    monkeypatch.setitem(HEADS, "OURS", "a_module_of_ours:build_ours")
+    cfg = defaults.clone()
+    cfg.MODEL.OURS_ON, cfg.MODEL.OURS = True, cfg.MODEL.FCOS.clone()
+    module = types.ModuleType("a_module_of_ours")
+    module.build_ours = lambda cfg, in_channels: ("ours", in_channels)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    cfg.MODEL.FCOS_ON = False
+    assert chosen_head(cfg) == "OURS" and head_section(cfg) is cfg.MODEL.OURS
+    assert build_rpn(cfg, 32) == ("ours", 32)
 
 
 def test_without_any_switch_it_is_fcos():

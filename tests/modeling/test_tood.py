@@ -14,7 +14,8 @@ from fcos_core.modeling.rpn.tood import targets
 from fcos_core.modeling.rpn.tood.head import TaskDecomposition, aligned_distances, aligned_logits
 from fcos_core.modeling.rpn.tood.targets import assign_aligned
 from fcos_core.structures.image_list import ImageList
-from tests.modeling.test_atss import boxlist, counted, grid_sizes, random_boxlist
+from tests.live_bytes import LiveBytes
+from tests.modeling.test_atss import boxlist, counted, grid_sizes, needs_dispatch_mode, random_boxlist
 from tests.reference import tood as reference
 
 STRIDES = [8, 16, 32, 64, 128]
@@ -142,6 +143,24 @@ def test_many_boxes_in_pieces_give_the_same(monkeypatch, device):
         assert torch.equal(whole.positive, again.positive) and torch.equal(quality, same)
         assert torch.equal(whole.index[whole.positive], again.index[again.positive])
     assert 1 < pieces[0] < 60 and pieces[1] == 60
+
+
+@needs_dispatch_mode
+def test_memory_does_not_grow_with_the_number_of_boxes(monkeypatch):
+    monkeypatch.setattr(levels, "MAX_ELEMENTS", 1 << 14)
+    locations = torch.cat(locations_of((256, 320)))
+    boxes = torch.cat((locations - 10, locations + 10), dim=1).expand(2, -1, -1)
+    peaks = []
+    for count in (20, 400):
+        targets_ = [random_boxlist(np.random.RandomState(i), count, 320, 256) for i in range(2)]
+        gt = levels.pad_targets(targets_, torch.float32, torch.device("cpu"))
+        watch = LiveBytes()
+        with watch:
+            assign_aligned(locations, torch.zeros(2, len(locations), 6), boxes, *gt, 13, 1.0, 6.0)
+        peaks.append(watch.peak)
+    one_matrix = 2 * 400 * len(locations) * 4
+    candidates = 2 * 400 * 13 * 8
+    assert peaks[1] < 1.3 * peaks[0] + 10 * candidates and peaks[1] < one_matrix / 2, (peaks, one_matrix, candidates)
 
 
 def test_the_best_location_of_a_box_has_its_best_iou_as_quality_however_small():
