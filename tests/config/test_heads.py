@@ -36,16 +36,17 @@ def test_a_head_has_the_keys_that_the_rest_of_the_package_reads(head):
 
 
 def test_one_line_registers_a_head(monkeypatch):
-    """A head of somebody else's: its section and switch in the config, and the line."""
-    monkeypatch.setitem(HEADS, "OURS", "a_module_of_ours:build_ours")
-    cfg = defaults.clone()
-    cfg.MODEL.OURS_ON, cfg.MODEL.OURS = True, cfg.MODEL.FCOS.clone()
+    """A head of somebody else's: its switch and section in the config, and the line (docs/new_head.md)."""
     module = types.ModuleType("a_module_of_ours")
-    module.build_ours = lambda cfg, in_channels: ("ours", in_channels)
+    module.build_ours = lambda cfg, in_channels: ("ours", cfg.MODEL.OURS.TOPK, in_channels)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    cfg.MODEL.FCOS_ON = False
-    assert chosen_head(cfg) == "OURS" and head_section(cfg) is cfg.MODEL.OURS
-    assert build_rpn(cfg, 32) == ("ours", 32)
+    monkeypatch.setitem(HEADS, "OURS", "a_module_of_ours:build_ours")
+    monkeypatch.setitem(defaults.MODEL, "OURS_ON", False)
+    monkeypatch.setitem(defaults.MODEL, "OURS", defaults.MODEL.ATSS.clone())
+    assert chosen_head(load_config()[0]) == "FCOS"
+    cfg, _ = load_config("", ["MODEL.OURS_ON", True, "MODEL.OURS.TOPK", 5])
+    assert chosen_head(cfg) == "OURS" and head_section(cfg) is cfg.MODEL.OURS and not cfg.MODEL.FCOS_ON
+    assert build_rpn(cfg, 32) == ("ours", 5, 32)
 
 
 def test_without_any_switch_it_is_fcos():
