@@ -10,6 +10,7 @@ from fcos_core.modeling.backbone import build_backbone, library
 from fcos_core.modeling.backbone.library import LibraryBody, module_strides
 from fcos_core.modeling.detector import build_detection_model
 from fcos_core.structures.bounding_box import BoxList
+from fcos_core.utils.checkpoint import DetectronCheckpointer
 from fcos_core.utils.pixels import IMAGENET_MEAN, IMAGENET_STD, misfit
 from tests.thin import thin_config
 
@@ -132,6 +133,19 @@ def test_a_detector_with_the_body_of_a_library_trains_and_detects(body):
     with torch.no_grad():
         (found,) = model.eval()(image)
     assert torch.isfinite(found.bbox).all()
+
+
+@needs_extraction
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "resnet18"])
+def test_a_file_of_the_library_fills_its_body(name, tmp_path):
+    """MODEL.WEIGHT may be a file that torchvision or timm saved: names without any prefix, and a classifier."""
+    theirs = getattr(torchvision.models, name)().state_dict()
+    torch.save(theirs, str(tmp_path / "weights.pth"))
+    cfg = config("torchvision/" + name)
+    model = build_detection_model(cfg)
+    DetectronCheckpointer(cfg, model).load(str(tmp_path / "weights.pth"))
+    state = model.backbone.body.network.state_dict()
+    assert len(state) > 100 and all(torch.equal(value, theirs[key]) for key, value in state.items())
 
 
 # ------------------------------------------------------------------------------------------------------- messages
