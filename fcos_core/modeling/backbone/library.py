@@ -40,10 +40,11 @@ class LibraryBody(nn.Module):
         self.network = network
         maps = _probe(network)
         self._rows_first = [_layout(m)[1] for m in maps]  # [N, H, W, C], as transformers have it
-        found = [_layout(m)[0] for m in maps]
+        found = [_layout(m)[0] or tuple(m.shape) for m in maps]
         if found != list(STRIDES):
             raise ValueError(
-                "LibraryBody: expected maps of stride 8, 16 and 32, got {}; take another body".format(found)
+                "LibraryBody: expected maps of stride 8, 16 and 32 of an image of {} x {} pixels, got {}; take another "
+                "body".format(_PROBE[0], _PROBE[1], found)
             )
         self.out_channels_per_stage = [m.shape[-1 if last else 1] for m, last in zip(maps, self._rows_first)]
         self._freeze(strides, freeze_at, freeze_bn)
