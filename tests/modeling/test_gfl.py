@@ -100,7 +100,7 @@ def test_distributions_are_the_written_formulas(device):
 
 
 def test_a_distribution_that_is_right_costs_least():
-    """Equation 6 is least for S_i = i + 1 - y, S_(i + 1) = y - i, whose mean is y."""
+    """The distribution focal loss is least for S_i = i + 1 - y, S_(i + 1) = y - i, whose mean is y."""
     right = torch.tensor([1e-9, 0.7, 0.3, 1e-9], dtype=torch.float64).log().repeat(4)
     y = torch.full((4,), 1.3, dtype=torch.float64)
     assert expected_distances(right).tolist() == pytest.approx([1.3] * 4)

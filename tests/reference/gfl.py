@@ -17,19 +17,19 @@ def sigmoid(z):
 
 
 def quality_focal(z, y, beta):
-    """Equation 4."""
+    """-|y - p|^beta ((1 - y) log(1 - p) + y log(p))."""
     p = sigmoid(z)
     return -(abs(y - p) ** beta) * ((1 - y) * math.log(1 - p) + y * math.log(p))
 
 
 def expected(logits, sides=4):
-    """Equation 5: distance of each side."""
+    """Mean of each side's distribution."""
     length = len(logits) // sides
     return [sum(i * p for i, p in enumerate(softmax(logits[k * length : (k + 1) * length]))) for k in range(sides)]
 
 
 def distribution_focal(logits, y):
-    """Equation 6, of one side."""
+    """-((i + 1 - y) log(S_i) + (y - i) log(S_(i + 1))), of one side."""
     y = min(max(y, 0.0), len(logits) - 1.0)
     i = min(int(y), len(logits) - 2)
     shares = softmax(logits)

@@ -98,7 +98,7 @@ def quality_focal_loss_sum(logits, index, labels, quality, beta):
         quality: [N, P] in [0, 1], without gradient; counts at positives only.
         beta: exponent.
 
-    Reference: Li et al., Generalized Focal Loss, arXiv:2006.04388, equation 4.
+    Reference: Li et al., Generalized Focal Loss, arXiv:2006.04388, section 3, "quality focal loss".
     """
     # Where y = 0, this is the focal loss without its positive part, one fused operator ...
     background = labels.new_zeros(logits.shape[0] * logits.shape[1])

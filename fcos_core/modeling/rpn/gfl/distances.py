@@ -7,13 +7,13 @@ import torch.nn.functional as F
 
 
 def expected_distances(logits):
-    """Mean of each distribution: [..., 4 * (n + 1)] logits -> [..., 4], in strides, in [0, n] (equation 5)."""
+    """Mean of each distribution: [..., 4 * (n + 1)] logits -> [..., 4], in strides, in [0, n]."""
     probabilities = _sides(logits).softmax(dim=-1)
     return probabilities.matmul(torch.arange(probabilities.shape[-1], dtype=logits.dtype, device=logits.device))
 
 
 def distribution_focal_loss(logits, distances):
-    """Cross entropy of the two whole numbers around each distance, weighed by how near they are (equation 6).
+    """Cross entropy of the two whole numbers around each distance, weighed by how near they are.
 
     For a distance y between i and i + 1: ``-((i + 1 - y) log(S_i) + (y - i) log(S_(i + 1)))``, S the softmax.
 

@@ -89,7 +89,7 @@ class GFLLossComputation(object):
         # 2. boxes and their quality
         predicted = decode_boxes(centers, expected_distances(regression) * strides)
         quality = continuous_iou(predicted.detach(), boxes)
-        # "we use the quality scores to weight" the losses of the boxes (section 3)
+        # the predicted quality weighs the losses of the boxes (section 3)
         weights = take(logits.detach(), index).max(dim=2)[0].sigmoid().masked_fill(~positive, 0.0)
         num_positive, weight_sum = normalisers(positive, weights)
 

@@ -15,7 +15,7 @@ _MAX_LOG = -1e-7
 
 
 class TaskDecomposition(nn.Module):
-    """Features of one task from those that both share: each layer weighed by attention, then reduced (equations 1, 2).
+    """Features of one task from those that both share: each layer weighed by attention, then reduced.
 
     Args:
         channels: F.
@@ -106,7 +106,7 @@ class TOODHead(nn.Module):
 
 
 def aligned_logits(logits, alignment):
-    """Logit of sqrt(P * M), P = sigmoid(logits), M = sigmoid(alignment) (equation 3).
+    """Logit of sqrt(P * M), P = sigmoid(logits), M = sigmoid(alignment).
 
     Args:
         logits: [N, C, H, W].
@@ -118,7 +118,7 @@ def aligned_logits(logits, alignment):
 
 
 def aligned_distances(distances, offsets):
-    """Each side taken from a place nearby that predicts it better (equation 4), by bilinear interpolation.
+    """Each side taken from a place nearby that predicts it better, by bilinear interpolation.
 
     A side is the coordinate of the box that the place predicts.  Places beyond the map count as its border; where the
     four sides do not make a box, those of the location itself stay.

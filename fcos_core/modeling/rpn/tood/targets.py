@@ -11,7 +11,7 @@ from fcos_core.modeling.rpn.losses import continuous_iou
 
 
 def log_alignment(log_probabilities, iou, labels, alpha, beta):
-    """Logarithm of t = s^alpha * u^beta (equation 5); a logarithm, as u^6 of a small box in a large one underflows.
+    """Logarithm of t = s^alpha * u^beta; a logarithm, as u^6 of a small box in a large one underflows.
 
     Args:
         log_probabilities: [N, R, C] log s.
