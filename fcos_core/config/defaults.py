@@ -32,6 +32,8 @@ _C.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
 _C.MODEL.FCOS_ON = True
 _C.MODEL.ATSS_ON = False
 _C.MODEL.RETINANET_ON = False
+_C.MODEL.GFL_ON = False  # new
+_C.MODEL.TOOD_ON = False  # new
 # Dense heads give the detections themselves; kept because old files set it.
 _C.MODEL.RPN_ONLY = False
 # Initial weights: a file, a URL or "catalog://NAME".  Starting weights only: iteration and optimizer are not taken.
@@ -42,10 +44,17 @@ _C.MODEL.USE_SYNCBN = False
 _C.MODEL.CHANNELS_LAST = False
 
 _C.MODEL.BACKBONE = CN()
-# A name in fcos_core.modeling.registry.BACKBONES.
+# A name in fcos_core.modeling.registry.BACKBONES; or (new) "timm/NAME" or "torchvision/NAME": any network of these
+# libraries that has maps of stride 8, 16 and 32, with a pyramid P3 to P7.
 _C.MODEL.BACKBONE.CONV_BODY = "R-50-C4"
-# The stem and the stages below this number get no gradients (2: stem and first stage; negative: all are trained).
+# The stem and the stages below this number get no gradients (2: stem and first stage; negative: all are trained).  Of
+# the network of a library that is what has a stride of at most 2^n (2: up to stride 4).
 _C.MODEL.BACKBONE.FREEZE_CONV_BODY_AT = 2
+# Networks of libraries: start with the weights that the library offers, which it downloads.  MODEL.WEIGHT, if given, is
+# loaded over them.  new
+_C.MODEL.BACKBONE.PRETRAINED = False
+# Networks of libraries: keep every BatchNorm constant, for pretrained weights and few images on a GPU.  new
+_C.MODEL.BACKBONE.FREEZE_BN = False
 _C.MODEL.BACKBONE.USE_GN = False
 
 _C.MODEL.FPN = CN()
@@ -171,6 +180,51 @@ _C.MODEL.RETINANET.LOSS_GAMMA = 2.0
 _C.MODEL.RETINANET.PRIOR_PROB = 0.01
 _C.MODEL.RETINANET.INFERENCE_TH = 0.05
 _C.MODEL.RETINANET.NMS_TH = 0.4
+
+# Generalized focal loss.  The whole section is new.
+_C.MODEL.GFL = CN()
+# Foreground classes + 1.
+_C.MODEL.GFL.NUM_CLASSES = 81
+# Side of the square anchor of P3 to P7, pixels, and strides of the levels; only the assignment uses the sizes.
+_C.MODEL.GFL.ANCHOR_SIZES = (64, 128, 256, 512, 1024)
+_C.MODEL.GFL.ANCHOR_STRIDES = (8, 16, 32, 64, 128)
+# Candidates of a box on each level, as in MODEL.ATSS.
+_C.MODEL.GFL.TOPK = 9
+# Largest distance from a location to a side of its box that is predicted, in strides: a distribution over 0, 1, ... n.
+_C.MODEL.GFL.REG_MAX = 16
+# Exponent of the quality focal loss.
+_C.MODEL.GFL.QUALITY_BETA = 2.0
+# Factors of the GIoU loss and of the distribution focal loss (mean over the four sides).
+_C.MODEL.GFL.REG_LOSS_WEIGHT = 2.0
+_C.MODEL.GFL.DFL_LOSS_WEIGHT = 0.25
+# As in MODEL.FCOS.
+_C.MODEL.GFL.PRIOR_PROB = 0.01
+_C.MODEL.GFL.NUM_CONVS = 4
+_C.MODEL.GFL.USE_DCN_IN_TOWER = False
+_C.MODEL.GFL.INFERENCE_TH = 0.05
+_C.MODEL.GFL.NMS_TH = 0.6
+_C.MODEL.GFL.PRE_NMS_TOP_N = 1000
+
+# Task-aligned detection.  The whole section is new.
+_C.MODEL.TOOD = CN()
+# Foreground classes + 1.
+_C.MODEL.TOOD.NUM_CLASSES = 81
+# Strides of P3 to P7, pixels.
+_C.MODEL.TOOD.FPN_STRIDES = [8, 16, 32, 64, 128]
+# Convolutions of the tower that both tasks share.
+_C.MODEL.TOOD.NUM_CONVS = 6
+# Positives of a box: the TOPK locations inside it with the largest (class probability)^ALPHA * (IoU)^BETA.
+_C.MODEL.TOOD.TOPK = 13
+_C.MODEL.TOOD.ALIGN_ALPHA = 1.0
+_C.MODEL.TOOD.ALIGN_BETA = 6.0
+# Exponent of the classification loss, and factor of the GIoU loss.
+_C.MODEL.TOOD.LOSS_GAMMA = 2.0
+_C.MODEL.TOOD.REG_LOSS_WEIGHT = 2.0
+# As in MODEL.FCOS.
+_C.MODEL.TOOD.PRIOR_PROB = 0.01
+_C.MODEL.TOOD.INFERENCE_TH = 0.05
+_C.MODEL.TOOD.NMS_TH = 0.6
+_C.MODEL.TOOD.PRE_NMS_TOP_N = 1000
 
 # ---------------------------------------------------------------------------------------------------------- INPUT
 _C.INPUT = CN()

@@ -1,15 +1,22 @@
 """Which dense head a configuration asks for.
 
-Old yaml files switch their head on and leave MODEL.FCOS_ON, which is True by default, as it is.  So ATSS_ON and
-RETINANET_ON go before FCOS_ON, unless FCOS_ON was asked for in the same place as well.
+Old yaml files switch their head on and leave MODEL.FCOS_ON, which is True by default, as it is.  So the switches of the
+other heads go before FCOS_ON, unless FCOS_ON was asked for in the same place as well.
 """
 
-# Names of the heads, which are those of their sections in MODEL; the first one that is on is built.
-HEADS = ("ATSS", "RETINANET", "FCOS")
+# The heads: name, which is that of the section in MODEL, and "module:function(cfg, in_channels)" that builds it; of
+# several that are on, the first one is built.  A new head has one line here, see docs/new_head.md.
+HEADS = {
+    "ATSS": "fcos_core.modeling.rpn.atss.atss:build_atss",
+    "RETINANET": "fcos_core.modeling.rpn.retinanet.retinanet:build_retinanet",
+    "GFL": "fcos_core.modeling.rpn.gfl.gfl:build_gfl",
+    "TOOD": "fcos_core.modeling.rpn.tood.tood:build_tood",
+    "FCOS": "fcos_core.modeling.rpn.fcos.fcos:build_fcos",
+}
 
 
 def chosen_head(cfg):
-    """Name of the dense head that `cfg` switches on, one of HEADS.
+    """Name of the dense head that `cfg` switches on, a key of HEADS.
 
     Raises:
         ValueError: none is on, or two others than FCOS.

@@ -54,6 +54,7 @@ def restore_run(config_file="", opts=(), weights=""):
     if categories and not any("MODEL.{}.NUM_CLASSES".format(head) in explicit for head in HEADS):
         for head in HEADS:
             cfg.MODEL[head].NUM_CLASSES = len(categories) + 1
+    cfg.MODEL.BACKBONE.PRETRAINED = False  # whatever a body would be given at first, these weights replace it
     return RestoredRun(cfg, explicit, weights, categories)
 
 

@@ -1,4 +1,7 @@
 """Which dense head a configuration asks for."""
+import sys
+import types
+
 import pytest
 
 from fcos_core.config import cfg as defaults
@@ -6,10 +9,12 @@ from fcos_core.config import load_config
 from fcos_core.config.heads import HEADS, chosen_head, head_section
 from fcos_core.modeling.rpn.atss.atss import ATSSModule
 from fcos_core.modeling.rpn.fcos.fcos import FCOSModule
+from fcos_core.modeling.rpn.gfl.gfl import GFLModule
 from fcos_core.modeling.rpn.retinanet.retinanet import RetinaNetModule
 from fcos_core.modeling.rpn.rpn import build_rpn
+from fcos_core.modeling.rpn.tood.tood import TOODModule
 
-MODULES = {"ATSS": ATSSModule, "FCOS": FCOSModule, "RETINANET": RetinaNetModule}
+MODULES = {"ATSS": ATSSModule, "FCOS": FCOSModule, "GFL": GFLModule, "RETINANET": RetinaNetModule, "TOOD": TOODModule}
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -21,6 +26,27 @@ def test_one_switch_is_enough(head, tmp_path):
         assert chosen_head(cfg) == head and head_section(cfg) is cfg.MODEL[head]
         assert [h for h in HEADS if cfg.MODEL[h + "_ON"]] == [head]
         assert type(build_rpn(cfg, 32)) is MODULES[head]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_has_the_keys_that_the_rest_of_the_package_reads(head):
+    section = defaults.MODEL[head]
+    assert section.NUM_CLASSES == 81 and section.PRE_NMS_TOP_N == 1000
+    assert 0 < section.INFERENCE_TH < 1 and 0 < section.NMS_TH < 1
+
+
+def test_one_line_registers_a_head(monkeypatch):
+    """A head of somebody else's: its switch and section in the config, and the line (docs/new_head.md)."""
+    module = types.ModuleType("a_module_of_ours")
+    module.build_ours = lambda cfg, in_channels: ("ours", cfg.MODEL.OURS.TOPK, in_channels)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(HEADS, "OURS", "a_module_of_ours:build_ours")
+    monkeypatch.setitem(defaults.MODEL, "OURS_ON", False)
+    monkeypatch.setitem(defaults.MODEL, "OURS", defaults.MODEL.ATSS.clone())
+    assert chosen_head(load_config()[0]) == "FCOS"
+    cfg, _ = load_config("", ["MODEL.OURS_ON", True, "MODEL.OURS.TOPK", 5])
+    assert chosen_head(cfg) == "OURS" and head_section(cfg) is cfg.MODEL.OURS and not cfg.MODEL.FCOS_ON
+    assert build_rpn(cfg, 32) == ("ours", 5, 32)
 
 
 def test_without_any_switch_it_is_fcos():

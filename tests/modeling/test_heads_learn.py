@@ -16,6 +16,8 @@ HEADS = {
     "ATSS-point": ["MODEL.ATSS.REGRESSION_TYPE", "POINT"],
     "ATSS-nine": ["MODEL.ATSS.ASPECT_RATIOS", (0.5, 1.0, 2.0), "MODEL.ATSS.SCALES_PER_OCTAVE", 3],
     "RETINANET": [],
+    "GFL": [],
+    "TOOD": [],
 }
 
 

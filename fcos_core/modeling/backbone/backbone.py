@@ -9,6 +9,7 @@ from torch import nn
 
 from fcos_core.modeling import registry
 from fcos_core.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from fcos_core.modeling.backbone.library import build_library_body
 from fcos_core.modeling.backbone.mobilenet import MobileNetV2
 from fcos_core.modeling.backbone.resnet import ResNet
 from fcos_core.modeling.make_layers import conv_with_kaiming_uniform, group_norm_options
@@ -54,21 +55,33 @@ def build_mnv2_fpn_backbone(cfg):
     return _join(_width(cfg), body=body, fpn=_make_fpn(cfg, [0] + widths[1:], LastLevelP6P7(_width(cfg), _width(cfg))))
 
 
+def build_library_fpn_p3p7_backbone(cfg):
+    """Network of timm or torchvision with pyramid P3 to P7 (strides 8 to 128); P6 as in the ResNets."""
+    body = build_library_body(cfg)
+    widths = body.out_channels_per_stage
+    p6_channels = widths[-1] if cfg.MODEL.RETINANET.USE_C5 else _width(cfg)
+    return _join(_width(cfg), body=body, fpn=_make_fpn(cfg, [0] + widths, LastLevelP6P7(p6_channels, _width(cfg))))
+
+
 def build_backbone(cfg):
-    """Build the backbone that MODEL.BACKBONE.CONV_BODY names.
+    """Build the backbone that MODEL.BACKBONE.CONV_BODY names: one of the table, "timm/NAME" or "torchvision/NAME".
 
     Returns:
         Module with an int attribute `out_channels`.  It maps images [N, 3, H, W] to maps [N, out_channels, H_l, W_l],
-        fine to coarse: a tuple for pyramids (P3 to P7 for the ``-RETINANET`` names), a list of one map for C4 and C5.
+        fine to coarse: a tuple for pyramids (P3 to P7 for the ``-RETINANET`` names and those of libraries), a list of
+        one map for C4 and C5.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.
+        See `library.build_library_body` for names of libraries.
     """
     name = cfg.MODEL.BACKBONE.CONV_BODY
+    if "/" in name:
+        return build_library_fpn_p3p7_backbone(cfg)
     if name not in registry.BACKBONES:
         raise ValueError(
             f"build_backbone: expected MODEL.BACKBONE.CONV_BODY to be one of {', '.join(sorted(registry.BACKBONES))}, "
-            f"got {name!r}"
+            f"timm/NAME or torchvision/NAME, got {name!r}"
         )
     return registry.BACKBONES[name](cfg)
 

@@ -155,6 +155,17 @@ def make_anchor_generator_atss(config):
     return _octave_generator(config.MODEL.ATSS, _shift(config, 0.5))
 
 
+def make_square_anchor_generator(config, options):
+    """One square anchor at each location, centred as those of ATSS.
+
+    Args:
+        config: MODEL.ANCHOR_SHIFT is read.
+        options: section of the config with ANCHOR_SIZES and ANCHOR_STRIDES.
+    """
+    sizes = tuple((size,) for size in options.ANCHOR_SIZES)
+    return AnchorGenerator(sizes, (1.0,), tuple(options.ANCHOR_STRIDES), shift=_shift(config, 0.5))
+
+
 def _shift(config, usual):
     """Legacy: ATSS models were trained with anchors half a pixel to the right and below those of RetinaNet models."""
     return usual if config.MODEL.ANCHOR_SHIFT < 0 else config.MODEL.ANCHOR_SHIFT

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fcos_core.layers import batched_nms
-from fcos_core.modeling.rpn.levels import constants, flatten_levels
-from fcos_core.modeling.rpn.losses import full_precision
+from fcos_core.modeling.rpn.levels import constants, flatten_levels, per_location
+from fcos_core.modeling.rpn.losses import full_precision, take
 from fcos_core.structures.bounding_box import BoxList
 from fcos_core.structures.box_ops import PIXEL
 
@@ -189,6 +189,49 @@ class DensePostProcessor(nn.Module):
             result.add_field("scores", scores[i, :n])
             results.append(result)
         return results
+
+
+class DistancePostProcessor(DensePostProcessor):
+    """Detections of a head whose class probabilities also tell the quality of the box, given by distances in strides.
+
+    Args:
+        strides: L numbers, pixels.
+        The others: see DensePostProcessor.
+    """
+
+    def __init__(self, strides, **options):
+        super(DistancePostProcessor, self).__init__(**options)
+        self.strides = list(strides)
+
+    def distances(self, regression):
+        """From predictions [N, K, D] to distances [N, K, 4] left, top, right, bottom, in strides: the same, D = 4."""
+        return regression
+
+    @torch.no_grad()
+    def forward(self, locations, box_cls, box_regression, image_sizes):
+        """Detections of a batch.
+
+        Args:
+            locations: list of L tensors [R_l, 2] (x, y) pixels.
+            box_cls: list of L tensors [N, C, H_l, W_l], logits.
+            box_regression: list of L tensors [N, D, H_l, W_l], see `distances`.
+            image_sizes: list of N (height, width) before padding.
+
+        Returns:
+            list of N BoxLists (xyxy, size (width, height)) with fields "labels" (int64, 1..C) and "scores" (class
+            probabilities), best first.
+        """
+        probabilities = self.probabilities(box_cls)
+        counts = [len(level) for level in locations]
+        alone = probabilities.new_ones(probabilities.shape[:2])  # nothing weighs the probabilities
+        scores, index, classes = select_candidates(
+            probabilities, alone, counts, self.pre_nms_thresh, self.pre_nms_top_n
+        )
+        strides = per_location(self.strides, counts, index.device, probabilities.dtype)[index][:, :, None]
+        distances = self.distances(take(full_precision(flatten_levels(box_regression)), index)) * strides
+        centers = torch.cat(locations).to(probabilities.dtype)[index]
+        boxes = torch.cat((centers - distances[..., :2], centers + distances[..., 2:]), dim=2)
+        return self.detections(boxes, scores, classes, whole_sizes(image_sizes))
 
 
 def geometric_mean(scores):

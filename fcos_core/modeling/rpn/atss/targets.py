@@ -58,7 +58,7 @@ class Pyramid(object):
         self.ends = _centers(torch.stack([level[-1, -1, 0] for level in levels]))
 
 
-class _Claims(object):
+class Claims(object):
     """Boxes claim anchors; each anchor goes to the claim of highest IoU, of equal ones to the earliest box.
 
     A scatter with maximum, by sorting: no torch older than 1.12 has one, and this is deterministic everywhere.  IoUs
@@ -105,7 +105,7 @@ class _Claims(object):
         return Assignment(positive, self._index, torch.zeros_like(positive))
 
 
-def _least_side(centers, boxes):
+def least_side(centers, boxes):
     """Distance of the centres [..., 2] to the nearest side of boxes [..., 4], negative outside: [...]."""
     (x, y), (x1, y1, x2, y2) = centers.unbind(-1), boxes.unbind(-1)
     return torch.min(torch.min(x - x1, y - y1), torch.min(x2 - x, y2 - y))
@@ -150,7 +150,7 @@ def assign_atss(pyramid, gt_boxes, gt_labels, topk):
     num_levels = len(pyramid.strides)
     real = _is_real(pyramid, topk)
     num_candidates, real = sum(real), constants(real, torch.bool, gt_boxes.device)
-    claims = _Claims(num_images, len(pyramid.anchors), gt_boxes.device)
+    claims = Claims(num_images, len(pyramid.anchors), gt_boxes.device)
     per_box = num_images * num_levels * max(work_per_level(topk), topk * pyramid.per_location * 4)
     for part in box_chunks(num_boxes, per_box, claims.most_boxes):
         boxes = gt_boxes[:, part]
@@ -160,7 +160,7 @@ def assign_atss(pyramid, gt_boxes, gt_labels, topk):
         # 2. threshold: mean plus (unbiased) standard deviation of their IoUs
         threshold = _mean_plus_deviation(iou, real, num_candidates)
         # 3. positive: above the threshold, centre inside the box
-        inside = _least_side(pyramid.centers[candidates], boxes[:, :, None]) > MARGIN
+        inside = least_side(pyramid.centers[candidates], boxes[:, :, None]) > MARGIN
         positive = (iou >= threshold) & inside & real & (gt_labels[:, part, None] > 0)
         # 4. ambiguity: the highest IoU wins
         claims.add(candidates, iou, positive, part.start)
@@ -187,7 +187,7 @@ def assign_topk(pyramid, gt_boxes, gt_labels, topk):
     num_images, num_boxes = gt_labels.shape
     num_anchors = len(pyramid.anchors)
     valid = gt_labels > 0
-    claims = _Claims(num_images, num_anchors, gt_boxes.device)
+    claims = Claims(num_images, num_anchors, gt_boxes.device)
     if num_boxes == 0:
         return claims.assignment()
     centers = _centers(gt_boxes)
@@ -202,7 +202,7 @@ def assign_topk(pyramid, gt_boxes, gt_labels, topk):
         quality = quality * (1 << index_bits) + torch.arange(num_anchors, device=quality.device)
         best = quality.topk(min(topk, num_anchors), dim=2)[0]
         candidates = (best & ((1 << index_bits) - 1)).clamp(max=num_anchors - 1)  # [N, m, topk]; NaN leaves any bits
-        inside = _least_side(pyramid.centers[candidates], boxes[:, :, None]) > MARGIN
+        inside = least_side(pyramid.centers[candidates], boxes[:, :, None]) > MARGIN
         claims.add(candidates, iou.gather(2, candidates), inside & valid[:, part, None], part.start)
     return claims.assignment()
 

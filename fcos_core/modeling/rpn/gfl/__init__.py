@@ -1,0 +1,1 @@
+"""GFL: Generalized Focal Loss (arXiv:2006.04388)."""
