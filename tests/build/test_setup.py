@@ -145,6 +145,9 @@ def test_metadata_for_an_old_setuptools_is_that_of_pyproject():
     assert read["extras_require"] == project["optional-dependencies"]
     assert read["classifiers"] == project["classifiers"]
     assert read["python_requires"] == project["requires-python"]
+    assert read["entry_points"] == {
+        "console_scripts": ["{} = {}".format(name, target) for name, target in project["scripts"].items()]
+    }
     assert (read["name"], read["description"]) == (project["name"], project["description"])
     import fcos_core
 
