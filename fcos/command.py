@@ -45,7 +45,7 @@ def detect(args):
     from fcos.fcos import FCOS
     from fcos_core.visualize import has_display
 
-    picture = resize(read(args.input_image))
+    picture = resize(read(args.input_image), SHORT_SIDE)
     detector = FCOS(args.model, cpu_only=args.cpu, weights=args.weights)
     start = time.time()
     results = detector.detect(picture)
@@ -70,18 +70,22 @@ def read(source):
     """The picture of a path or an address, uint8 [H,W,3] blue, green, red.
 
     Raises:
-        RuntimeError: it cannot be read or is no picture.
+        UnreadableError: it cannot be read or is no picture.
     """
-    from fcos_core.engine.demo import read_picture
+    from fcos_core.engine.demo import UnreadableError, read_picture
 
     if not source.startswith(("http://", "https://")):
         return read_picture(source)
     request = urllib.request.Request(source, headers={"User-Agent": "fcos"})  # some servers refuse Python's own name
-    with urllib.request.urlopen(request, timeout=60) as stream:
-        return read_picture(io.BytesIO(stream.read()))
+    try:
+        with urllib.request.urlopen(request, timeout=60) as stream:
+            content = stream.read()
+    except OSError as error:
+        raise UnreadableError("{} cannot be downloaded ({})".format(source, error)) from error
+    return read_picture(io.BytesIO(content))
 
 
-def resize(picture, short_side=SHORT_SIDE):
+def resize(picture, short_side):
     """The picture [H,W,3], resized so that its short side has that many pixels."""
     import cv2
 
