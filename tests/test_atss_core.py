@@ -1,4 +1,5 @@
 """`atss_core`: another name of the same modules, with its own configuration."""
+import glob
 import importlib
 import logging
 import os
@@ -15,6 +16,7 @@ import fcos_core
 from atss_core.config import cfg, load_config
 from fcos_core.config import cfg as fcos_cfg
 from fcos_core.config import load_config as fcos_load_config
+from fcos_core.config.heads import chosen_head
 from fcos_core.modeling.rpn.rpn import build_rpn
 from fcos_core.utils.checkpoint import find_weights
 
@@ -143,6 +145,18 @@ def test_a_file_must_name_its_head():
     path = os.path.join(ROOT, "configs", "fcos", "fcos_R_50_FPN_1x.yaml")
     assert load_config(path)[0].MODEL.FCOS_ON
     assert not load_config(os.path.join(ROOT, "configs", "atss", "atss_R_50_FPN_1x.yaml"))[0].MODEL.FCOS_ON
+
+
+def test_every_file_asks_for_the_same_head_under_both_names():
+    """Also by the old way of reading it, which does not know what was asked for."""
+    files = sorted(glob.glob(os.path.join(ROOT, "configs", "*", "*.yaml")))
+    assert len(files) > 30
+    for path in files:
+        wanted = chosen_head(fcos_load_config(path)[0])
+        for tree in (cfg, fcos_cfg):
+            tree = tree.clone()
+            tree.merge_from_file(path)
+            assert chosen_head(tree) == wanted, path
 
 
 def test_catalog():

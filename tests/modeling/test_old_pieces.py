@@ -107,7 +107,8 @@ def test_small_old_names():
 
 
 def rpn(*options):
-    cfg, _ = load_config("", ["MODEL.RPN.USE_FPN", True, "MODEL.RPN.ANCHOR_STRIDE", (8, 16, 32, 64, 128)] + list(options))
+    pyramid = ["MODEL.RPN.USE_FPN", True, "MODEL.RPN.ANCHOR_STRIDE", (8, 16, 32, 64, 128)]
+    cfg, _ = load_config("", pyramid + list(options))
     anchors = make_anchor_generator(cfg)(IMAGES, [torch.zeros(2, 1, *grid) for grid in GRIDS])
     generator = torch.Generator().manual_seed(1)
     objectness = [torch.randn(2, 3, *grid, generator=generator).requires_grad_() for grid in GRIDS]

@@ -24,8 +24,10 @@ def test_forms_and_their_conversion():
     bitmaps = mask.get_mask_tensor()
     assert bitmaps.shape == (2, 30, 40) and bitmaps.dtype == torch.uint8 and set(bitmaps.unique().tolist()) == {0, 1}
     assert bitmaps[0, 3:12, 4:20].all() and bitmaps[0].sum() <= 10 * 17
-    again = mask.convert("poly").convert("mask").get_mask_tensor()
-    assert (again != bitmaps).float().mean() < 0.02
+    # outlines go through the middle of border pixels, so these may get lost, and no others
+    again = mask.convert("poly").convert("mask").get_mask_tensor().float()
+    inner = 1 - torch.nn.functional.max_pool2d(1 - bitmaps[None].float(), 3, stride=1, padding=1)[0]
+    assert (again <= bitmaps).all() and (again >= inner).all() and inner.sum() > 50
     assert poly.convert("poly") is poly and poly[0].get_mask_tensor().shape == (30, 40)
     with pytest.raises(ValueError, match="expected mode 'poly' or 'mask', got 'rle'"):
         SegmentationMask(POLYGONS, SIZE, "rle")
