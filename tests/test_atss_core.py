@@ -57,7 +57,7 @@ from atss_core.structures.bounding_box import BoxList as first
 import atss_core.structures.bounding_box as alias
 from atss_core import layers
 from atss_core import _C
-import fcos_core.structures.bounding_box as real
+import fcos_core, fcos_core.structures.bounding_box as real
 print(alias is real, first is real.BoxList, layers.nms is sys.modules["fcos_core.layers"].nms)
 print(atss_core._C is _C, _C is sys.modules["fcos_core._C"], atss_core.structures is fcos_core.structures)
 """

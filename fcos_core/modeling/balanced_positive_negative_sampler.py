@@ -25,7 +25,8 @@ class BalancedPositiveNegativeSampler(object):
         """
         positives, negatives = [], []
         for labels in matched_idxs:
-            positive, negative = (labels >= 1).nonzero().squeeze(1), (labels == 0).nonzero().squeeze(1)
+            positive = torch.nonzero(labels >= 1, as_tuple=True)[0]
+            negative = torch.nonzero(labels == 0, as_tuple=True)[0]
             num_positive = min(int(self.batch_size_per_image * self.positive_fraction), len(positive))
             num_negative = min(self.batch_size_per_image - num_positive, len(negative))
             positives.append(_some(labels, positive, num_positive))

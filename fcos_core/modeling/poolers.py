@@ -72,7 +72,7 @@ class Pooler(nn.Module):
         height, width = (self.output_size,) * 2 if isinstance(self.output_size, int) else self.output_size
         result = x[0].new_zeros((len(rois), x[0].shape[1], height, width))
         for level, (feature, pooler) in enumerate(zip(x, self.poolers)):
-            index = (levels == level).nonzero().squeeze(1)
+            index = torch.nonzero(levels == level, as_tuple=True)[0]
             result = result.index_put((index,), pooler(feature, rois[index]).to(result.dtype))
         return result
 

@@ -210,7 +210,7 @@ class PolygonList(object):
         else:
             index = torch.as_tensor(item)
             if index.dtype in (torch.bool, torch.uint8):
-                index = index.nonzero().squeeze(1)
+                index = torch.nonzero(index, as_tuple=True)[0]
             chosen = [self.polygons[number] for number in index.reshape(-1).tolist()]
         return PolygonList(chosen, self.size)
 

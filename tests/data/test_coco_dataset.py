@@ -215,8 +215,9 @@ def test_masks_and_keypoints_on_request(make_coco):
     _, target, _ = dataset[2]
     assert sorted(target.fields()) == ["keypoints", "labels", "masks"] and target.get_field("labels").tolist() == [2, 1]
     masks = target.get_field("masks")
-    assert masks.size == target.size == (40, 30) and masks[0].instances[0].polygons[0].tolist() == outline[0]
-    assert [len(mask.instances[0]) for mask in masks] == [1, 0]
+    assert masks.size == target.size == (40, 30) and len(masks[1]) == 1
+    assert masks.instances.polygons[0].polygons[0].tolist() == outline[0]
+    assert [len(outline) for outline in masks.instances] == [1, 0]
     assert target.get_field("keypoints").keypoints[:, 3].tolist() == [[3, 6, 2], [0, 0, 0]]
     assert len(dataset[0][1].get_field("masks")) == len(dataset[0][1].get_field("keypoints")) == 0
     with pytest.raises(ValueError, match="expected fields among masks, keypoints, got .'depth'."):

@@ -116,8 +116,8 @@ class COCODataset(DetectionDataset):
             `has_valid_annotation`.  Images without boxes do train in this package, as pure background.
         transforms (callable | None): (image, target) -> (image, target).
         fields (sequence[str]): what the BoxLists carry besides labels, for own heads: "masks" (SegmentationMask of
-            polygons) and "keypoints" (PersonKeypoints).  Legacy: the older packages always loaded both; they take
-            several gigabytes for COCO, and no head of this package looks at them.
+            polygons) and "keypoints" (PersonKeypoints).  The older packages always loaded what there was; it is kept in
+            memory, and no head of this package looks at it.
 
     Attributes:
         ids (list[int]): image ids, ascending.
