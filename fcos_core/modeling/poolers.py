@@ -31,7 +31,7 @@ class LevelMapper(object):
         """Levels of all boxes of a list of BoxLists, counted from 0 for k_min: [K] int64."""
         sides = torch.sqrt(cat([boxlist.area() for boxlist in boxlists]))
         levels = torch.floor(self.lvl0 + torch.log2(sides / self.s0 + self.eps))
-        return levels.clamp(min=self.k_min, max=self.k_max).to(torch.int64) - self.k_min
+        return levels.clamp(min=self.k_min, max=self.k_max).to(torch.int64) - int(self.k_min)
 
 
 class Pooler(nn.Module):
