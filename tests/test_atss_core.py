@@ -178,12 +178,12 @@ def test_weights_are_looked_up_in_the_catalog_of_the_config(monkeypatch, tmp_pat
         (tmp_path / "w.pkl").write_bytes(b"")
         return str(tmp_path / "w.pkl")
 
-    # the file of the config may take the place of the package's own module
-    name = "fcos_core.config.paths_catalog"
-    monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
     monkeypatch.setattr("fcos_core.utils.checkpoint.cache_url", cache)
-    find_weights(cfg, "catalog://ImageNetPretrained/FAIR/20171220/X-101-64x4d")
+    name = "ImageNetPretrained/FAIR/20171220/X-101-64x4d"
+    find_weights(cfg, "catalog://" + name)
     assert "FBResNeXt" in asked[0]
+    own = importlib.import_module("fcos_core.config.paths_catalog")
+    assert "X-101-64x4d" in own.ModelCatalog.get(name) and "FBResNeXt" not in own.ModelCatalog.get(name)
 
 
 @pytest.mark.parametrize("name", ["fcos_core", "atss_core"])
