@@ -2,8 +2,8 @@
 
 
 def overridden(instance, base, *names):
-    """Tell whether the class of `instance` has, in place of those of `base`, own methods of one of these names."""
-    return any(getattr(type(instance), name) is not getattr(base, name) for name in names)
+    """Tell whether the class of `instance` has methods of one of these names that are not those of `base`, if any."""
+    return any(getattr(type(instance), name, None) is not getattr(base, name, None) for name in names)
 
 
 def refuse_overridden(instance, base, name, instead):

@@ -302,6 +302,9 @@ def test_an_own_assignment_of_locations_is_taken():
             assert [loss.item() for loss in kind(cfg)(*arguments)] == wanted
         without = None_(cfg)(*arguments)
         assert without[1].item() == without[2].item() == 0 and wanted[1] > 0
+    with pytest.raises(ValueError, match="expected object_sizes_of_interest to hold rows of size_ranges.5."):
+        points = torch.cat(arguments[0])
+        module.loss_evaluator.compute_targets_for_locations(points, some_targets(), points)
 
 
 def test_the_region_of_center_sampling():
@@ -351,6 +354,30 @@ def test_an_own_assignment_of_anchors_is_taken():
         assert one.item() == pytest.approx(other.item(), rel=1e-5)
     mine.factor = 0
     assert mine(*outputs, some_targets(), levels)[1].item() == 0
+
+
+def test_an_own_assignment_of_retinanet_is_taken():
+    class Mine(RetinaNetLossComputation):
+        def prepare_targets(self, anchors, targets):
+            labels, encoded = super(Mine, self).prepare_targets(anchors, targets)
+            return [label.float() * self.factor for label in labels], encoded
+
+    class Matching(RetinaNetLossComputation):
+        def match_targets_to_anchors(self, anchor, target, copied_fields=()):
+            return target
+
+    _, module, features = head("RETINANET")
+    evaluator = module.loss_evaluator
+    parts = (evaluator.proposal_matcher, evaluator.box_coder, None, evaluator.box_cls_loss_func, 0.11, 4.0)
+    anchors, outputs = module.anchor_generator.level_anchors(GRIDS), module.head(features)
+    wanted = [loss.item() for loss in evaluator(anchors, *outputs, some_targets())]
+    mine = Mine(*parts)
+    mine.factor = 1
+    assert [loss.item() for loss in mine(anchors, *outputs, some_targets())] == pytest.approx(wanted, rel=1e-6)
+    mine.factor = 0
+    assert mine(anchors, *outputs, some_targets())[1].item() == 0 < wanted[1]
+    with pytest.raises(TypeError, match="match_targets_to_anchors .* override prepare_targets"):
+        Matching(*parts)
 
 
 def test_labels_of_retinanet_come_from_the_given_function():

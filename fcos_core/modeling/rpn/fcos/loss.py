@@ -69,10 +69,20 @@ class FCOSLossComputation(object):
 
         Returns:
             list of N tensors [R], labels, and list of N tensors [R, 4], distances in pixels.
+
+        Raises:
+            ValueError: with centre sampling, ranges that are those of no level.
         """
         # the range tells the level, and the level its stride
         ranges = constants(size_ranges(len(self.fpn_strides)), locations.dtype, locations.device)
-        level = (object_sizes_of_interest[:, None, 0] == ranges[:, 0]).to(torch.int64).argmax(dim=1)
+        of_level = object_sizes_of_interest[:, None, 0] == ranges[:, 0]
+        if self.center_sampling_radius > 0 and not of_level.any(dim=1).all():
+            raise ValueError(
+                "FCOSLossComputation.compute_targets_for_locations: expected object_sizes_of_interest to hold rows of "
+                "size_ranges({}), which tell the stride of a location, got others; use targets.fcos_targets, which "
+                "takes the strides".format(len(self.fpn_strides))
+            )
+        level = of_level.to(torch.int64).argmax(dim=1)
         strides = constants(self.fpn_strides, locations.dtype, locations.device)[level]
         boxes, labels = pad_targets(targets, locations.dtype, locations.device)
         labels, distances = fcos_targets(

@@ -7,6 +7,7 @@ from fcos_core.modeling.rpn.anchor_generator import as_levels
 from fcos_core.modeling.rpn.fcos.targets import take_boxes
 from fcos_core.modeling.rpn.levels import flatten_levels, pad_targets
 from fcos_core.modeling.rpn.losses import full_precision
+from fcos_core.utils.overrides import overridden, refuse_overridden
 
 
 class RetinaNetLossComputation(object):
@@ -36,6 +37,7 @@ class RetinaNetLossComputation(object):
         self.box_cls_loss_func = sigmoid_focal_loss
         self.bbox_reg_beta = bbox_reg_beta
         self.regress_norm = regress_norm
+        refuse_overridden(self, RetinaNetLossComputation, "match_targets_to_anchors", "prepare_targets")
 
     def batch_targets(self, anchors, targets):
         """Targets of a batch.
@@ -88,18 +90,25 @@ class RetinaNetLossComputation(object):
         per_location = anchors[0].shape[2]
         logits = full_precision(flatten_levels(box_cls, per_location))
         regression = full_precision(flatten_levels(box_regression, per_location))
-        anchors = torch.cat([level.reshape(-1, 4) for level in anchors])
-        # float32 as anchors and boxes are stored: what is assigned does not depend on the precision of the model
-        labels, boxes = self.batch_targets(anchors.float(), targets)
-        anchors = anchors.to(regression.dtype)
-
-        outside = (labels <= 0)[:, :, None]
-        boxes = torch.where(outside, anchors, boxes.to(regression.dtype))  # finite, and encoded as 0
-        encoded = self.box_coder.encode(boxes, anchors)
-        loss_reg = smooth_l1_loss(regression.masked_fill(outside, 0.0), encoded, self.bbox_reg_beta, size_average=False)
+        labels, encoded = self._targets(anchors, targets, regression.dtype)
+        regression = regression.masked_fill((labels <= 0)[:, :, None], 0.0)
+        loss_reg = smooth_l1_loss(regression, encoded, self.bbox_reg_beta, size_average=False)
         num_positive = (labels > 0).sum().to(regression.dtype)
         loss_cls = self.box_cls_loss_func(logits.reshape(-1, logits.shape[2]), labels.reshape(-1))
         return loss_cls / (num_positive + len(labels)), loss_reg / (num_positive * self.regress_norm).clamp(min=1.0)
+
+    def _targets(self, anchors, targets, dtype):
+        """Labels [N, R] and encoded boxes [N, R, 4], 0 where the label is not positive; see `prepare_targets`."""
+        if overridden(self, RetinaNetLossComputation, "prepare_targets"):
+            labels, encoded = map(torch.stack, self.prepare_targets(anchors, targets))
+            labels = labels.to(torch.int64)
+            return labels, encoded.to(dtype).masked_fill((labels <= 0)[:, :, None], 0.0)
+        anchors = torch.cat([level.reshape(-1, 4) for level in anchors])
+        # float32 as anchors and boxes are stored: what is assigned does not depend on the precision of the model
+        labels, boxes = self.batch_targets(anchors.float(), targets)
+        anchors = anchors.to(dtype)
+        boxes = torch.where((labels <= 0)[:, :, None], anchors, boxes.to(dtype))  # finite, and encoded as 0
+        return labels, self.box_coder.encode(boxes, anchors)
 
 
 def generate_retinanet_labels(matched_targets):
