@@ -199,7 +199,8 @@ def test_own_labels_and_fields():
 
 def head(name, *options):
     small = ["MODEL.{}.NUM_CLASSES".format(name), 5, "MODEL.{}.NUM_CONVS".format(name), 1]
-    cfg = load_config("", ["MODEL.{}_ON".format(name), True, "MODEL.FCOS.NUM_CONVS", 1] + small + list(options))[0]
+    small += ["MODEL.RETINANET.SCALES_PER_OCTAVE", 1]
+    cfg = load_config("", ["MODEL.{}_ON".format(name), True] + small + list(options))[0]
     module = build_rpn(cfg, 32)
     module.box_selector_test.pre_nms_thresh = 0.001
     torch.nn.init.normal_(module.head.cls_logits.weight, std=0.1)
