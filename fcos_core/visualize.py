@@ -5,11 +5,13 @@ so it takes NumPy arrays, tensors on the CPU and lists alike.
 """
 
 import colorsys
+import os
+import sys
 import unicodedata
 
 import numpy as np
 
-__all__ = ["draw_detections", "label_colour", "label_text"]
+__all__ = ["DetectionOverlay", "draw_detections", "has_display", "label_colour", "label_text", "show_picture"]
 
 # Successive hues one golden section apart never come close to each other, however many classes there are.
 _GOLDEN_SECTION = 0.6180339887498949
@@ -54,6 +56,66 @@ def label_text(label, score=None, categories=None):
     name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").strip()
     name = name or "class {}".format(label)
     return name if score is None else "{} {:.2f}".format(name, float(score))
+
+
+def has_display():
+    """Whether there is a display that a window could open on."""
+    if sys.platform in ("win32", "cygwin", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def show_picture(image, title="detections"):
+    """Show a picture, uint8 [H,W,3], in a window until a key is pressed.
+
+    Returns:
+        bool: False if there is no display, or if this OpenCV has no windows. (Without a display OpenCV would not raise
+        an error but end the process.)
+    """
+    cv2 = _opencv()
+    if not has_display():
+        return False
+    try:
+        cv2.imshow(title, image)
+        cv2.waitKey(0)
+        cv2.destroyAllWindows()
+    except cv2.error:  # opencv-python-headless
+        return False
+    return True
+
+
+class DetectionOverlay(object):
+    """What the demo classes of the predecessors draw; `draw_detections` draws more legibly.
+
+    Attributes:
+        CATEGORIES (list[str]): names by label; subclasses say them, that of the background first.
+    """
+
+    CATEGORIES = ["__background"]
+    _PALETTE = (2**25 - 1, 2**15 - 1, 2**21 - 1)
+
+    def compute_colors_for_labels(self, labels):
+        """Colour of each label [M]: uint8 [M,3], the label times three large numbers, modulo 255."""
+        labels = np.asarray(labels, dtype=np.int64).reshape(-1, 1)
+        return (labels * np.array(self._PALETTE, dtype=np.int64) % 255).astype(np.uint8)
+
+    def overlay_boxes(self, image, predictions):
+        """Draw the boxes of a BoxList with field "labels" into a picture, uint8 [H,W,3], and return it."""
+        colours = self.compute_colors_for_labels(predictions.get_field("labels")).tolist()
+        for box, colour in zip(predictions.bbox.tolist(), colours):
+            x1, y1, x2, y2 = (int(side) for side in box)
+            _opencv().rectangle(image, (x1, y1), (x2, y2), tuple(colour), 2)
+        return image
+
+    def overlay_class_names(self, image, predictions):
+        """Write name and score of the boxes of a BoxList into a picture, uint8 [H,W,3], and return it."""
+        cv2 = _opencv()
+        rows = zip(predictions.bbox.tolist(), predictions.get_field("scores").tolist(),
+                   predictions.get_field("labels").tolist())  # fmt: skip
+        for (x, y, _, _), score, label in rows:
+            text = label_text(label, score, self.CATEGORIES[1:])
+            cv2.putText(image, text, (int(x), int(y)), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1)
+        return image
 
 
 def draw_detections(image, boxes, labels, scores=None, categories=None):

@@ -34,7 +34,7 @@ def loggers():
 
     def ours():
         known = logging.root.manager.loggerDict
-        names = [name for name in known if name.split(".")[0] == "fcos_core"]
+        names = [name for name in known if name.split(".")[0] in ("fcos_core", "atss_core")]
         return [logging.getLogger(name) for name in names + ["fcos_core"]]
 
     def reset():

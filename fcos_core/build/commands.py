@@ -16,6 +16,9 @@ from fcos_core.build.torch_path import expose_torch
 # setup.py is also run to ask for names and versions: no message then
 _ASKS_ONLY = {"egg_info", "dist_info", "sdist", "clean", "--version", "--name", "--help", "--help-commands"}
 
+# the package, its other name, and the demo package
+PACKAGES = ["fcos_core", "fcos_core.*", "atss_core", "atss_core.*", "fcos"]
+
 # in a clone beside the package, in a wheel inside it
 CARRIED = {"csrc": (".cpp", ".h", ".cu", ".cuh", ".md"), "configs": (".yaml", ".md")}
 
@@ -31,8 +34,8 @@ def setup_arguments(root):
     """
     arguments = {
         "license": "MIT",
-        "packages": setuptools.find_packages(root, include=["fcos_core", "fcos_core.*"]),
-        "package_data": {"fcos_core": ["README.md"]},
+        "packages": setuptools.find_packages(root, include=PACKAGES),
+        "package_data": {"fcos_core": ["README.md"], "fcos": ["*.json"]},
         "zip_safe": False,
         "cmdclass": {"build_ext": BuildExt, "build_py": BuildPy, "clean": Clean},
     }
@@ -164,7 +167,7 @@ def build_leftovers(root):
     found += [os.path.join(root, name) for name in sorted(os.listdir(root)) if name.endswith(".egg-info")]
     package = os.path.join(root, "fcos_core")
     found += [os.path.join(package, name) for name in sorted(os.listdir(package)) if name.startswith("_ext")]
-    for top in ("fcos_core", "tools", "tests", "benchmarks"):
+    for top in ("fcos_core", "atss_core", "fcos", "demo", "tools", "tests", "benchmarks"):
         for folder, _, _ in os.walk(os.path.join(root, top)):
             if os.path.basename(folder) == "__pycache__":
                 found.append(folder)

@@ -26,6 +26,7 @@ def read(root):
     with open(os.path.join(root, "pyproject.toml"), encoding="utf-8") as stream:
         text = stream.read()
     project = _values(_section(text, "project"))
+    scripts = _values(_section(text, "project.scripts"))
     with open(os.path.join(root, "fcos_core", "__init__.py"), encoding="utf-8") as stream:
         version = re.search(r'^__version__ = "(.+)"$', stream.read(), re.MULTILINE).group(1)
     with open(os.path.join(root, project["readme"]), encoding="utf-8") as stream:
@@ -40,6 +41,7 @@ def read(root):
         "classifiers": project["classifiers"],
         "install_requires": project["dependencies"],
         "extras_require": _values(_section(text, "project.optional-dependencies")),
+        "entry_points": {"console_scripts": ["{} = {}".format(*item) for item in scripts.items()]},
     }
 
 

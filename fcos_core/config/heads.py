@@ -24,7 +24,10 @@ def chosen_head(cfg):
     on = [head for head in HEADS if cfg.MODEL.get(head + "_ON", False)]
     if not on:
         switches = ", ".join("MODEL." + head + "_ON" for head in HEADS)
-        raise ValueError("chosen_head: expected one of {} to be True, got none; switch one on".format(switches))
+        raise ValueError(
+            "chosen_head: expected one of {} to be True, got none; switch one on: two-stage detectors, which need "
+            "none, are not carried by this package".format(switches)
+        )
     if len([head for head in on if head != "FCOS"]) > 1:
         raise ValueError(_too_many("chosen_head", on))
     return on[0]

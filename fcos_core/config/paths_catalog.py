@@ -161,8 +161,8 @@ class ModelCatalog(object):
         "37697547/e2e_keypoint_rcnn_R-50-FPN_1x": "08_42_54.kdzV35ao",
     }
 
-    @staticmethod
-    def get(name):
+    @classmethod
+    def get(cls, name):
         """Web address of a catalog name.
 
         Args:
@@ -172,31 +172,31 @@ class ModelCatalog(object):
             RuntimeError: unknown name.
         """
         if name.startswith("Caffe2Detectron/COCO"):
-            return ModelCatalog.get_c2_detectron_12_2017_baselines(name)
+            return cls.get_c2_detectron_12_2017_baselines(name)
         if name.startswith("ImageNetPretrained"):
-            return ModelCatalog.get_c2_imagenet_pretrained(name)
+            return cls.get_c2_imagenet_pretrained(name)
         raise _unknown_model("get", name)
 
-    @staticmethod
-    def get_c2_imagenet_pretrained(name):
+    @classmethod
+    def get_c2_imagenet_pretrained(cls, name):
         """Web address of "ImageNetPretrained/<organisation>/<name>"."""
         key = name[len("ImageNetPretrained/"):]
-        if key not in ModelCatalog.C2_IMAGENET_MODELS:
+        if key not in cls.C2_IMAGENET_MODELS:
             raise _unknown_model("get_c2_imagenet_pretrained", name)
-        return "/".join([ModelCatalog.S3_C2_DETECTRON_URL, ModelCatalog.C2_IMAGENET_MODELS[key]])
+        return "/".join([cls.S3_C2_DETECTRON_URL, cls.C2_IMAGENET_MODELS[key]])
 
-    @staticmethod
-    def get_c2_detectron_12_2017_baselines(name):
+    @classmethod
+    def get_c2_detectron_12_2017_baselines(cls, name):
         """Web address of "Caffe2Detectron/COCO/<id>/<name>", detectors published in December 2017."""
         key = name[len("Caffe2Detectron/COCO/"):]
-        if key not in ModelCatalog.C2_DETECTRON_MODELS:
+        if key not in cls.C2_DETECTRON_MODELS:
             raise _unknown_model("get_c2_detectron_12_2017_baselines", name)
         model_id, model = key.split("/")
         data = "keypoints_" if "keypoint" in model else ""
         return "/".join([
-            ModelCatalog.S3_C2_DETECTRON_URL, model_id, "12_2017_baselines",
-            "{}.yaml.{}".format(model, ModelCatalog.C2_DETECTRON_MODELS[key]),
-            ModelCatalog.C2_DETECTRON_SUFFIX.format(data, data)])
+            cls.S3_C2_DETECTRON_URL, model_id, "12_2017_baselines",
+            "{}.yaml.{}".format(model, cls.C2_DETECTRON_MODELS[key]),
+            cls.C2_DETECTRON_SUFFIX.format(data, data)])
 
 
 def _unknown_model(function, name):

@@ -166,7 +166,7 @@ def make_data_loader(cfg, is_train=True, is_distributed=False, start_iter=0):
             dataset,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             batch_sampler=batches,
-            collate_fn=BBoxAugCollator() if multi_scale else BatchCollator(cfg.DATALOADER.SIZE_DIVISIBILITY),
+            collate_fn=BBoxAugCollator(cfg.clone()) if multi_scale else BatchCollator(cfg.DATALOADER.SIZE_DIVISIBILITY),
             pin_memory=_feeds_gpu(cfg) and not multi_scale,
             # Without a generator of its own the loader would draw from the global one and shift what follows.
             generator=torch.Generator().manual_seed(seed)))

@@ -26,7 +26,14 @@ class BatchCollator(object):
 
 
 class BBoxAugCollator(object):
-    """Leaves images as they come, for multi-scale testing, which resizes them itself."""
+    """Leaves images as they come, for multi-scale testing, which resizes them itself.
+
+    Args:
+        cfg (CfgNode): what the images are for, so that whoever gets the loader can test with it; None if they know.
+    """
+
+    def __init__(self, cfg=None):
+        self.cfg = cfg
 
     def __call__(self, batch):
         """

@@ -33,6 +33,7 @@ __all__ = [
     "keep_areas",
     "keep_best",
     "make_bbox_aug",
+    "merge_boxes",
     "merge_passes",
     "aug_passes",
 ]
@@ -225,13 +226,31 @@ def merge_passes(boxlists, settings):
 
 
 def _merge(boxlist, settings):
-    if settings.merge_type == "nms":
-        return boxlist_ml_nms(boxlist, settings.nms_thresh)
-    given = boxlist.bbox, boxlist.get_field("scores"), settings.vote_thresh, boxlist.get_field("labels")
-    if settings.merge_type == "vote":
+    return merge_boxes(
+        boxlist, settings.merge_type, settings.nms_thresh, settings.vote_thresh, settings.score_thresh
+    )
+
+
+def merge_boxes(boxlist, merge_type, nms_thresh, vote_thresh, score_thresh):
+    """Merge overlapping boxes of each class.
+
+    Args:
+        boxlist: BoxList with fields "scores" and "labels".
+        merge_type: "nms", "vote", or anything else for a soft vote.
+        nms_thresh: IoU above which NMS drops a box.
+        vote_thresh: IoU from which on boxes vote together.
+        score_thresh: of the members of a soft vote.
+
+    Returns:
+        BoxList with the same two fields.
+    """
+    if merge_type == "nms":
+        return boxlist_ml_nms(boxlist, nms_thresh)
+    given = boxlist.bbox, boxlist.get_field("scores"), vote_thresh, boxlist.get_field("labels")
+    if merge_type == "vote":
         boxes, scores, labels = bbox_vote(*given)
     else:
-        boxes, scores, labels = soft_bbox_vote(*given, score_thresh=settings.score_thresh)
+        boxes, scores, labels = soft_bbox_vote(*given, score_thresh=score_thresh)
     result = BoxList(boxes, boxlist.size, mode="xyxy")
     result.add_field("scores", scores)
     result.add_field("labels", labels)

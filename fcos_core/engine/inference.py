@@ -51,7 +51,8 @@ def inference(
         device (torch.device | str)
         output_folder (str): receives ``predictions.pth`` (format: engine/predictions.py) and the files of the
             evaluation; None writes nothing.
-        bbox_aug (BBoxAugSettings): multi-scale testing; None for a single pass.
+        bbox_aug (BBoxAugSettings): multi-scale testing; None for a single pass, or for what the loader was made for:
+            one with TEST.BBOX_AUG.ENABLED brings its config.
         amp (str): "", "float16" or "bfloat16".
         channels_last (bool): images in channels-last order.
         scorer (str): "pycocotools" or "faster_coco_eval".
@@ -116,6 +117,7 @@ def compute_on_dataset(
     """
     device, model = torch.device(device), unwrap_model(model)
     predictions = {}
+    bbox_aug = bbox_aug or _settings_of_loader(data_loader)
     with evaluation_mode(model):
         for images, _, indices in _with_progress_bar(data_loader, progress):
             if timer:
@@ -130,6 +132,12 @@ def compute_on_dataset(
                 timer.toc()
             predictions.update(zip((int(index) for index in indices), boxlists))
     return predictions
+
+
+def _settings_of_loader(data_loader):
+    """Settings of multi-scale testing for a loader of raw images, or None. Old scripts hand over the loader only."""
+    cfg = getattr(getattr(data_loader, "collate_fn", None), "cfg", None)
+    return None if cfg is None else make_bbox_aug(cfg)
 
 
 def _with_progress_bar(data_loader, progress):

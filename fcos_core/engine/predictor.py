@@ -210,10 +210,17 @@ class Predictor(object):
     def _detect(self, picture):
         if self._bbox_aug:
             return im_detect_bbox_aug(self.model, [picture], self.device, self._bbox_aug)[0]
-        # The transforms change picture and boxes together; there are no boxes here.
-        tensor, _ = self._transforms(picture, BoxList([], picture.size))
+        tensor = self._tensor_of(picture)
         batch = to_image_list([tensor], self._size_divisible)
         return detect(self.model, batch, self.device, self._amp, self._channels_last)[0]
+
+    def to_input(self, image):
+        """What the network sees of a picture, uint8 [H,W,3] blue, green, red: float32 [3,h,w]."""
+        return self._tensor_of(Image.fromarray(np.ascontiguousarray(np.asarray(image)[:, :, ::-1])))
+
+    def _tensor_of(self, picture):
+        # The transforms change picture and boxes together; there are no boxes here.
+        return self._transforms(picture, BoxList([], picture.size))[0]
 
     def draw(self, image, detections, min_score=0.0):
         """The picture with the detections whose score is at least ``min_score`` drawn in; see `draw_detections`."""

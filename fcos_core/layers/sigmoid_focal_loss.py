@@ -66,6 +66,12 @@ def sigmoid_focal_loss_cpu(logits, targets, gamma, alpha):
 sigmoid_focal_loss_cuda = sigmoid_focal_loss_cpu
 
 
+class _SigmoidFocalLoss:
+    """Old name of the differentiable function: ``_SigmoidFocalLoss.apply``."""
+
+    apply = staticmethod(sigmoid_focal_loss_cpu)
+
+
 class SigmoidFocalLoss(nn.Module):
     """`sigmoid_focal_loss`, summed over all locations and classes.
 

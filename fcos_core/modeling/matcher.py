@@ -76,6 +76,17 @@ class Matcher(object):
                 low_quality |= _best_of_some_box(iou)
         return self._decide(quality, index, low_quality)
 
+    def set_low_quality_matches_(self, matches, all_matches, match_quality_matrix):
+        """Restore in place, for anchors that have the highest IoU with some box, what the thresholds took away.
+
+        Args:
+            matches: [R] int64, changed.
+            all_matches: [R] int64, the best box of each anchor before the thresholds.
+            match_quality_matrix: [M, R] IoU of each box with each anchor.
+        """
+        low_quality = _best_of_some_box(match_quality_matrix.t())
+        matches[low_quality] = all_matches[low_quality]
+
     def _decide(self, quality, index, low_quality):
         matches = index.masked_fill(quality < self.high_threshold, self.BETWEEN_THRESHOLDS)
         matches = matches.masked_fill(quality < self.low_threshold, self.BELOW_LOW_THRESHOLD)

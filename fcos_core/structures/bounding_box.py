@@ -199,6 +199,15 @@ class BoxList(object):
 
     # internals
 
+    def _split_into_xyxy(self):
+        """x1, y1, x2 and y2 of the boxes, four of [M, 1]."""
+        return self._corners().split(1, dim=-1)
+
+    def _copy_extra_fields(self, bbox):
+        """Take over the fields of another BoxList."""
+        for field in bbox.fields():
+            self.add_field(field, bbox.get_field(field))
+
     def _corners(self):
         return self.bbox if self.mode == "xyxy" else box_ops.xywh_to_xyxy(self.bbox)
 

@@ -212,7 +212,8 @@ def find_weights(cfg, name, logger=None):
     """
     logger = logger or logging.getLogger(__name__)
     if name.startswith("catalog://"):
-        catalog = import_file("fcos_core.config.paths_catalog", cfg.PATHS_CATALOG, True)
+        # under a name of its own: the package's module of that file name has other users
+        catalog = import_file("fcos_core.config.paths_catalog_of_the_config", cfg.PATHS_CATALOG)
         resolved = catalog.ModelCatalog.get(name[len("catalog://") :])
         logger.info(f"{name} points to {resolved}")
         name = resolved

@@ -1,4 +1,8 @@
-"""A user's own set-up code, run before anything else."""
+"""A user's own set-up code, run before anything else.
+
+Legacy: importing this module runs it, because old scripts import it for nothing else; without the environment variable
+TORCH_DETECTRON_ENV_MODULE nothing happens.
+"""
 
 import os
 
@@ -10,7 +14,7 @@ _done = False
 def setup_environment():
     """Run the module named by TORCH_DETECTRON_ENV_MODULE, once per process; without that variable nothing happens.
 
-    The tools call this first. It does not run by itself at import.
+    The tools call this first.
     """
     global _done
     if _done:
@@ -34,3 +38,6 @@ def setup_custom_environment(custom_module_path):
             "unset TORCH_DETECTRON_ENV_MODULE".format(custom_module_path)
         )
     module.setup_environment()
+
+
+setup_environment()

@@ -1,6 +1,11 @@
 """A dictionary of named builders that refuses a name twice."""
 
 
+def _register_generic(module_dict, module_name, module):
+    """Old name of what Registry.register does: add `module` under a new name."""
+    Registry._add(module_dict, module_name, module)
+
+
 class Registry(dict):
     """Names and what they stand for, filled by a decorator or by a call.
 

@@ -70,6 +70,13 @@ def test_sources_and_configs_travel_with_a_wheel(clone, tmp_path):
     ]
 
 
+def test_all_packages_are_installed_and_nothing_else():
+    arguments = commands.setup_arguments(ROOT)
+    tops = {name.split(".")[0] for name in arguments["packages"]}
+    assert tops == {"fcos_core", "atss_core", "fcos"} and "atss_core.config" in arguments["packages"]
+    assert os.path.isfile(os.path.join(ROOT, "fcos", "models.json")) and "*.json" in arguments["package_data"]["fcos"]
+
+
 def test_an_sdist_holds_all_that_building_needs(clone, tmp_path):
     run_setup(clone, "sdist", "--formats=gztar", "--dist-dir", str(tmp_path / "dist"))
     (archive,) = (tmp_path / "dist").iterdir()
@@ -145,6 +152,9 @@ def test_metadata_for_an_old_setuptools_is_that_of_pyproject():
     assert read["extras_require"] == project["optional-dependencies"]
     assert read["classifiers"] == project["classifiers"]
     assert read["python_requires"] == project["requires-python"]
+    assert read["entry_points"] == {
+        "console_scripts": ["{} = {}".format(name, target) for name, target in project["scripts"].items()]
+    }
     assert (read["name"], read["description"]) == (project["name"], project["description"])
     import fcos_core
 

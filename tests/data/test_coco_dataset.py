@@ -199,3 +199,26 @@ def test_categories_of_large_files_are_found_without_parsing_all(make_coco, monk
     else:
         monkeypatch.setattr("fcos_core.data.datasets.coco.read_coco_json", None)  # must not be needed
     assert read_category_names(ann_file) == ["\u732b", "b\u00e9"]
+
+
+def test_masks_and_keypoints_on_request(make_coco):
+    outline = [[1, 2, 21, 2, 21, 12, 1, 12]]
+    points = [number for k in range(17) for number in (k, 2 * k, 2)]
+    ann_file, root = make_coco(IMAGES, [
+        box(7, [1, 2, 0, 5], segmentation=outline),  # empty, dropped
+        box(7, [1, 2, 20, 10], 2, segmentation=outline, keypoints=points),
+        box(7, [1, 2, 9, 9], segmentation={"counts": "abc", "size": [30, 40]})])
+    _, target, _ = COCODataset(ann_file, root, False)[2]
+    assert target.fields() == ["labels"]
+
+    dataset = pickle.loads(pickle.dumps(COCODataset(ann_file, root, False, fields=("masks", "keypoints"))))
+    _, target, _ = dataset[2]
+    assert sorted(target.fields()) == ["keypoints", "labels", "masks"] and target.get_field("labels").tolist() == [2, 1]
+    masks = target.get_field("masks")
+    assert masks.size == target.size == (40, 30) and len(masks[1]) == 1
+    assert masks.instances.polygons[0].polygons[0].tolist() == outline[0]
+    assert [len(outline) for outline in masks.instances] == [1, 0]
+    assert target.get_field("keypoints").keypoints[:, 3].tolist() == [[3, 6, 2], [0, 0, 0]]
+    assert len(dataset[0][1].get_field("masks")) == len(dataset[0][1].get_field("keypoints")) == 0
+    with pytest.raises(ValueError, match="expected fields among masks, keypoints, got .'depth'."):
+        COCODataset(ann_file, root, False, fields=("depth",))

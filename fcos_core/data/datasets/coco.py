@@ -6,11 +6,15 @@ from collections import defaultdict
 
 import numpy as np
 
+from fcos_core.structures.keypoint import PersonKeypoints
+from fcos_core.structures.segmentation_mask import SegmentationMask
+
 from .boxes import BoxReport, BoxTable, warn_once
 from .detection import DetectionDataset, image_size
 
 min_keypoints_per_image = 10
 
+_EXTRA_FIELDS = ("masks", "keypoints")
 _LARGE_FILE = 20 * 2 ** 20  # bytes
 
 
@@ -111,6 +115,9 @@ class COCODataset(DetectionDataset):
         remove_images_without_annotations (bool): leave out images on which the ancestors would not train, see
             `has_valid_annotation`.  Images without boxes do train in this package, as pure background.
         transforms (callable | None): (image, target) -> (image, target).
+        fields (sequence[str]): what the BoxLists carry besides labels, for own heads: "masks" (SegmentationMask of
+            polygons) and "keypoints" (PersonKeypoints).  The older packages always loaded what there was; it is kept in
+            memory, and no head of this package looks at it.
 
     Attributes:
         ids (list[int]): image ids, ascending.
@@ -120,11 +127,16 @@ class COCODataset(DetectionDataset):
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: the file is not in COCO's format.
+        ValueError: the file is not in COCO's format, or an unknown field.
     """
 
-    def __init__(self, ann_file, root, remove_images_without_annotations, transforms=None):
+    def __init__(self, ann_file, root, remove_images_without_annotations, transforms=None, fields=()):
         super(COCODataset, self).__init__(transforms)
+        unknown = sorted(set(fields) - set(_EXTRA_FIELDS))
+        if unknown:
+            raise ValueError("COCODataset: expected fields among {}, got {}; labels are always there".format(
+                ", ".join(_EXTRA_FIELDS), unknown))
+        self._fields, self._extras = tuple(fields), []
         self.ann_file = ann_file
         self.root = root
         if not os.path.isdir(root):
@@ -177,8 +189,11 @@ class COCODataset(DetectionDataset):
         xywh = np.array(xywh, np.float64).reshape(-1, 4).astype(np.float32)
         # x2 = x1 + max(w - 1, 0), in float32 as in BoxList.
         far = xywh[:, :2] + np.maximum(xywh[:, 2:] - np.float32(1), np.float32(0))
-        self._table = BoxTable(np.concatenate([xywh[:, :2], far], 1), {"labels": np.array(labels, np.int64)}, counts,
-                               self._sizes, self._names, self.box_report)
+        fields = {"labels": np.array(labels, np.int64)}
+        if self._fields:
+            fields["number"] = np.arange(len(labels))  # some boxes will be dropped
+        self._table = BoxTable(np.concatenate([xywh[:, :2], far], 1), fields, counts, self._sizes, self._names,
+                               self.box_report)
         warn_once(self.box_report, "{} {}".format(type(self).__name__, self.ann_file))
 
     def _take_box(self, annotation, name, xywh, labels):
@@ -190,6 +205,8 @@ class COCODataset(DetectionDataset):
             return
         xywh.append(box)
         labels.append(label)
+        if self._fields:
+            self._extras.append((annotation.get("segmentation", []), annotation.get("keypoints", [0] * 51)))
 
     @property
     def coco(self):
@@ -233,5 +250,16 @@ class COCODataset(DetectionDataset):
         return {"id": self.ids[index], "file_name": self._names[index], "width": width, "height": height}
 
     def get_target(self, index):
-        """BoxList (xyxy, clipped, none empty) with the int64 field `labels`."""
-        return self._table.boxlist(index, self._sizes[index])
+        """BoxList (xyxy, clipped, none empty) with the int64 field `labels` and the extra fields."""
+        target = self._table.boxlist(index, self._sizes[index])
+        if not self._fields:
+            return target
+        extras = [self._extras[number] for number in target.get_field("number").tolist()]
+        target = target.copy_with_fields("labels")
+        if "masks" in self._fields:
+            # run lengths, which crowds have, are no polygons
+            outlines = [outline if isinstance(outline, list) else [] for outline, _ in extras]
+            target.add_field("masks", SegmentationMask(outlines, target.size, mode="poly"))
+        if "keypoints" in self._fields:
+            target.add_field("keypoints", PersonKeypoints([points for _, points in extras], target.size))
+        return target

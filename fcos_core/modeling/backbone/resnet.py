@@ -13,6 +13,7 @@ from functools import partial
 from torch import nn
 from torch.nn import functional as F
 
+from fcos_core.config.not_carried import TWO_STAGE, module_getattr
 from fcos_core.layers.batch_norm import FrozenBatchNorm2d
 from fcos_core.layers.deform_conv import DFConv2d
 from fcos_core.modeling.make_layers import group_norm, group_norm_options
@@ -377,3 +378,6 @@ def _look_up(table, name, key):
     if name not in table:
         raise ValueError(f"ResNet: expected {key} to be one of {', '.join(sorted(table))}, got {name!r}")
     return table[name]
+
+
+__getattr__ = module_getattr(__name__, {"ResNetHead": TWO_STAGE})

@@ -145,6 +145,58 @@ class AnchorGenerator(nn.Module):
         return images
 
 
+def level_boxlists(level, image_sizes):
+    """Anchors of one level [H, W, A, 4] as the same boxes for each image: list of N BoxLists of H * W * A boxes.
+
+    Args:
+        image_sizes: list of N (height, width).
+    """
+    return [BoxList(level.reshape(-1, 4), (width, height), mode="xyxy") for height, width in image_sizes]
+
+
+def level_of_boxlists(boxlists, per_location):
+    """The inverse of `level_boxlists`: [H, W, A, 4], and the image sizes, list of N (height, width).
+
+    The images share their anchors, as those of AnchorGenerator do; the first one's are taken.
+
+    Args:
+        boxlists: N BoxLists, row by row, at a location anchor by anchor.
+        per_location: A.
+    """
+    anchors = boxlists[0].convert("xyxy").bbox.reshape(-1, per_location, 4)
+    in_a_row = int((anchors[:, 0, 1] == anchors[0, 0, 1]).sum())  # of the same height
+    return anchors.reshape(-1, in_a_row, per_location, 4), [(boxlist.size[1], boxlist.size[0]) for boxlist in boxlists]
+
+
+def as_levels(anchors, per_location, image_sizes=None):
+    """Anchors in the form that the heads work with, from that form or the one of `AnchorGenerator.forward`.
+
+    Args:
+        anchors: list of L tensors [H_l, W_l, A, 4], or list of N lists of L BoxLists.
+        per_location: A.
+        image_sizes: list of N (height, width), or None; BoxLists bring their own.
+
+    Returns:
+        list of L tensors [H_l, W_l, A, 4]; image sizes.
+    """
+    if isinstance(anchors[0], torch.Tensor):
+        return anchors, image_sizes
+    levels = [level_of_boxlists(image_lists, per_location) for image_lists in zip(*anchors)]
+    return [level for level, _ in levels], levels[0][1] if image_sizes is None else image_sizes
+
+
+def make_anchor_generator(config):
+    """Anchors of MODEL.RPN: one size on each level with USE_FPN, else all sizes on the only level."""
+    options = config.MODEL.RPN
+    return AnchorGenerator(
+        tuple(options.ANCHOR_SIZES),
+        tuple(options.ASPECT_RATIOS),
+        tuple(options.ANCHOR_STRIDE),
+        options.STRADDLE_THRESH,
+        _shift(config, 0.0),
+    )
+
+
 def make_anchor_generator_retinanet(config):
     """Anchors of MODEL.RETINANET."""
     return _octave_generator(config.MODEL.RETINANET, _shift(config, 0.0))

@@ -76,16 +76,18 @@ def per_location(values, counts, device, dtype=torch.float32):
     return torch.cat([row.expand(count, *row.shape) for row, count in zip(rows, counts)], dim=0)
 
 
-def pad_targets(targets, dtype, device):
+def pad_targets(targets, dtype, device, labels=None):
     """Ground truth of a batch as two tensors.
 
     Args:
         targets: list of N BoxLists with field "labels" (1..C); images without boxes are welcome.
+        labels: list of N tensors [M_n] to take in place of that field, or None.
 
     Returns:
         boxes [N, M, 4] xyxy pixels, labels [N, M] int64; label 0 marks padding.
     """
     boxes = [t.convert("xyxy").bbox.to(device=device, dtype=dtype) for t in targets]
-    labels = [t.get_field("labels").to(device=device, dtype=torch.int64) for t in targets]
+    labels = [t.get_field("labels") for t in targets] if labels is None else labels
+    labels = [label.to(device=device, dtype=torch.int64) for label in labels]
     pad = torch.nn.utils.rnn.pad_sequence
     return pad(boxes, batch_first=True), pad(labels, batch_first=True)

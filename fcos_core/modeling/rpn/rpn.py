@@ -2,6 +2,7 @@
 import importlib
 
 from fcos_core.config.heads import HEADS, chosen_head
+from fcos_core.config.not_carried import TWO_STAGE, module_getattr
 
 
 def build_rpn(cfg, in_channels):
@@ -16,3 +17,7 @@ def build_rpn(cfg, in_channels):
     """
     module, function = HEADS[chosen_head(cfg)].split(":")
     return getattr(importlib.import_module(module), function)(cfg, in_channels)
+
+
+_TWO_STAGE_NAMES = ("RPNHead", "RPNHeadConvRegressor", "RPNHeadFeatureSingleConv", "RPNModule")
+__getattr__ = module_getattr(__name__, dict.fromkeys(_TWO_STAGE_NAMES, TWO_STAGE))

@@ -11,6 +11,8 @@ from fcos_core.modeling.rpn.levels import constants, flatten_levels, per_locatio
 from fcos_core.modeling.rpn.losses import full_precision, take
 from fcos_core.structures.bounding_box import BoxList
 from fcos_core.structures.box_ops import PIXEL
+from fcos_core.structures.boxlist_ops import boxlist_ml_nms, cat_boxlist
+from fcos_core.utils.overrides import overridden
 
 
 def _level_table(counts, device):
@@ -147,7 +149,44 @@ class DensePostProcessor(nn.Module):
         """Sigmoid of L maps of logits [N, anchors * C, H_l, W_l], in float32 at least: [N, R, C]."""
         return full_precision(flatten_levels(maps, anchors)).sigmoid()
 
-    def detections(self, boxes, scores, classes, image_sizes):
+    def forward_for_single_feature_map(self, *predictions):
+        """Candidates of one level, before suppression; subclasses say what they are made of.
+
+        Legacy: a subclass that overrides this method or `select_over_all_levels` has its batches go through them,
+        level by level; the methods of this package work on all levels at once.
+        """
+        raise NotImplementedError("DensePostProcessor.forward_for_single_feature_map: a subclass says it")
+
+    def select_over_all_levels(self, boxlists):
+        """Suppress and cut the candidates of each image: list of N BoxLists -> list of N BoxLists."""
+        results = []
+        for boxlist in boxlists:
+            boxlist = boxlist_ml_nms(boxlist, self.nms_thresh)
+            scores = keep_best(boxlist.get_field("scores")[None], self.fpn_post_nms_top_n)[0]
+            results.append(boxlist[scores >= 0])
+        return results
+
+    def goes_level_by_level(self, base):
+        """Whether the class of this object has a step of its own, in place of `base`'s; see the method above."""
+        return overridden(self, base, "forward_for_single_feature_map", "select_over_all_levels")
+
+    def level_by_level(self, levels):
+        """Detections of a batch by the two steps.
+
+        Args:
+            levels: for each level, the arguments of `forward_for_single_feature_map`.
+
+        Returns:
+            list of N BoxLists.
+        """
+        by_level = [self.forward_for_single_feature_map(*predictions) for predictions in levels]
+        boxlists = [cat_boxlist(list(image)) for image in zip(*by_level)]
+        return self.select_over_all_levels(boxlists) if self._suppresses() else boxlists
+
+    def _suppresses(self):
+        return not self.bbox_aug_enabled or self.bbox_aug_vote
+
+    def detections(self, boxes, scores, classes, image_sizes, suppress=None):
         """Clip, suppress, cut and sort the candidates.
 
         Args:
@@ -155,6 +194,7 @@ class DensePostProcessor(nn.Module):
             scores: [N, K]; negative: not a candidate.
             classes: [N, K] int64, 0-based.
             image_sizes: list of N (height, width) before padding.
+            suppress: whether to suppress and cut; None: unless that is left to the merging of several passes.
 
         Returns:
             list of N BoxLists (xyxy, size (width, height)) with fields "labels" (int64, 1..C) and "scores", best first.
@@ -164,7 +204,7 @@ class DensePostProcessor(nn.Module):
             small = (boxes[..., 2:] - boxes[..., :2] + PIXEL < self.min_size).any(dim=2)
             scores = scores.masked_fill(small, -1.0)
         labels = classes + 1
-        if not self.bbox_aug_enabled or self.bbox_aug_vote:
+        if self._suppresses() if suppress is None else suppress:
             scores = self._suppress(boxes, scores, labels)
         return self._to_boxlists(boxes, scores, labels, image_sizes)
 

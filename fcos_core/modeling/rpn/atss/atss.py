@@ -114,9 +114,15 @@ class ATSSModule(nn.Module):
         box_cls, box_regression, centerness = self.head(features)
         anchors = self.anchor_generator.level_anchors([feature.shape[-2:] for feature in features])
         if self.training:
-            losses = self.loss_evaluator(box_cls, box_regression, centerness, targets, anchors)
-            return None, dict(zip(("loss_cls", "loss_reg", "loss_centerness"), losses))
-        return self.box_selector_test(box_cls, box_regression, centerness, anchors, images.image_sizes), {}
+            return self._forward_train(box_cls, box_regression, centerness, targets, anchors)
+        return self._forward_test(box_cls, box_regression, centerness, anchors, images.image_sizes)
+
+    def _forward_train(self, box_cls, box_regression, centerness, targets, anchors):
+        losses = self.loss_evaluator(box_cls, box_regression, centerness, targets, anchors)
+        return None, dict(zip(("loss_cls", "loss_reg", "loss_centerness"), losses))
+
+    def _forward_test(self, box_cls, box_regression, centerness, anchors, image_sizes=None):
+        return self.box_selector_test(box_cls, box_regression, centerness, anchors, image_sizes), {}
 
 
 def build_atss(cfg, in_channels):

@@ -2,12 +2,16 @@
 import torch
 
 from fcos_core.layers.iou_loss import giou_loss
+from fcos_core.modeling.rpn.anchor_generator import as_levels
 from fcos_core.modeling.rpn.atss.targets import Pyramid, assign_atss, assign_iou, assign_ssc, assign_topk
 from fcos_core.modeling.rpn.fcos.targets import INF, centerness_targets, distances_to_sides, take_boxes
 from fcos_core.modeling.rpn.levels import flatten_levels, pad_targets
 from fcos_core.modeling.rpn.losses import centerness_losses, full_precision
+from fcos_core.utils.comm import get_world_size as get_num_gpus
+from fcos_core.utils.comm import reduce_sum
+from fcos_core.utils.overrides import overridden, refuse_overridden
 
-__all__ = ["ATSSLossComputation", "INF", "make_atss_loss_evaluator"]
+__all__ = ["ATSSLossComputation", "INF", "get_num_gpus", "make_atss_loss_evaluator", "reduce_sum"]
 
 POSITIVE_TYPES = ("ATSS", "SSC", "IoU", "TOPK")
 
@@ -17,7 +21,7 @@ class ATSSLossComputation(object):
 
     Args:
         cfg: reads MODEL.ATSS.{LOSS_GAMMA, LOSS_ALPHA, POSITIVE_TYPE, TOPK, FG_IOU_THRESHOLD, BG_IOU_THRESHOLD,
-            REG_LOSS_WEIGHT, ANCHOR_STRIDES}.
+            REG_LOSS_WEIGHT, ANCHOR_STRIDES, ASPECT_RATIOS, SCALES_PER_OCTAVE}.
         box_coder: encodes and decodes boxes relative to anchors.
 
     Raises:
@@ -40,6 +44,9 @@ class ATSSLossComputation(object):
         self.iou_thresholds = (options.FG_IOU_THRESHOLD, options.BG_IOU_THRESHOLD)
         self.reg_loss_weight = options.REG_LOSS_WEIGHT
         self.strides = list(options.ANCHOR_STRIDES)
+        self.anchors_per_location = len(options.ASPECT_RATIOS) * options.SCALES_PER_OCTAVE
+        for name in ("GIoULoss", "compute_centerness_targets"):
+            refuse_overridden(self, ATSSLossComputation, name, "__call__")
 
     def batch_targets(self, targets, anchors):
         """Targets of a batch.
@@ -69,7 +76,13 @@ class ATSSLossComputation(object):
         return assign_topk(pyramid, boxes, labels, self.topk)
 
     def prepare_targets(self, targets, anchors):
-        """Targets image by image: list of N tensors [R] and list of N tensors [R, 4], boxes encoded."""
+        """Targets image by image: list of N tensors [R] and list of N tensors [R, 4], boxes encoded.
+
+        Args:
+            targets: list of N BoxLists with field "labels".
+            anchors: see `__call__`.
+        """
+        anchors, _ = as_levels(anchors, self.anchors_per_location)
         labels, boxes = self.batch_targets(targets, anchors)
         flat = torch.cat([level.reshape(-1, 4) for level in anchors])
         return list(labels), list(self.box_coder.encode(boxes.to(flat.dtype), flat))
@@ -84,6 +97,14 @@ class ATSSLossComputation(object):
         centers = (anchors[:, :2] + anchors[:, 2:]) / 2
         return centerness_targets(distances_to_sides(centers, self.box_coder.decode(reg_targets, anchors)))
 
+    def _targets(self, targets, anchors):
+        """`batch_targets`, or what a subclass has in place of `prepare_targets`, in that form."""
+        if not overridden(self, ATSSLossComputation, "prepare_targets"):
+            return self.batch_targets(targets, anchors)
+        labels, encoded = map(torch.stack, self.prepare_targets(targets, anchors))
+        flat = torch.cat([level.reshape(-1, 4) for level in anchors])
+        return labels, self.box_coder.decode(encoded, flat)
+
     def __call__(self, box_cls, box_regression, centerness, targets, anchors):
         """Compute the losses.
 
@@ -92,14 +113,16 @@ class ATSSLossComputation(object):
             box_regression: list of L tensors [N, A * 4, H_l, W_l], encoded boxes.
             centerness: list of L tensors [N, A, H_l, W_l], logits.
             targets: list of N BoxLists with field "labels".
-            anchors: list of L tensors [H_l, W_l, A, 4] xyxy pixels, the same for all images.
+            anchors: list of L tensors [H_l, W_l, A, 4] xyxy pixels, the same for all images; or list of N lists of L
+                BoxLists.
 
         Returns:
             (classification, regression, centerness) scalar tensors; see losses.centerness_losses.
         """
+        anchors, _ = as_levels(anchors, box_regression[0].shape[1] // 4)
         per_location = anchors[0].shape[2]
         regression = full_precision(flatten_levels(box_regression, per_location))
-        labels, boxes = self.batch_targets(targets, anchors)
+        labels, boxes = self._targets(targets, anchors)
         anchors = torch.cat([level.reshape(-1, 4) for level in anchors]).to(regression.dtype)
 
         # Outside the positives every anchor stands in for its box, and predicts itself, so that everything is finite.

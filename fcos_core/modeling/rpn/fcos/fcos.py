@@ -73,9 +73,15 @@ class FCOSModule(nn.Module):
         box_cls, box_regression, centerness = self.head(features)
         locations = self.compute_locations(features)
         if self.training:
-            losses = self.loss_evaluator(locations, box_cls, box_regression, centerness, targets)
-            return None, dict(zip(("loss_cls", "loss_reg", "loss_centerness"), losses))
-        return self.box_selector_test(locations, box_cls, box_regression, centerness, images.image_sizes), {}
+            return self._forward_train(locations, box_cls, box_regression, centerness, targets)
+        return self._forward_test(locations, box_cls, box_regression, centerness, images.image_sizes)
+
+    def _forward_train(self, locations, box_cls, box_regression, centerness, targets):
+        losses = self.loss_evaluator(locations, box_cls, box_regression, centerness, targets)
+        return None, dict(zip(("loss_cls", "loss_reg", "loss_centerness"), losses))
+
+    def _forward_test(self, locations, box_cls, box_regression, centerness, image_sizes):
+        return self.box_selector_test(locations, box_cls, box_regression, centerness, image_sizes), {}
 
     def compute_locations(self, features):
         """Locations of each level: list of L tensors [H_l * W_l, 2] (x, y), pixels."""

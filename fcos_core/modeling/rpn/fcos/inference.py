@@ -31,6 +31,19 @@ class FCOSPostProcessor(DensePostProcessor):
             list of N BoxLists (xyxy, size (width, height)) with fields "labels" (int64, 1..C) and "scores"
             (sqrt(probability * centerness)), best first.
         """
+        if self.goes_level_by_level(FCOSPostProcessor):
+            maps = zip(locations, box_cls, box_regression, centerness)
+            return self.level_by_level([level + (image_sizes,) for level in maps])
+        candidates = self._candidates(locations, box_cls, box_regression, centerness)
+        return self.detections(*candidates, whole_sizes(image_sizes))
+
+    def forward_for_single_feature_map(self, locations, box_cls, box_regression, centerness, image_sizes):
+        """Candidates of one level, before suppression: list of N BoxLists, as `forward`; arguments of that level."""
+        candidates = self._candidates([locations], [box_cls], [box_regression], [centerness])
+        return self.detections(*candidates, whole_sizes(image_sizes), suppress=False)
+
+    def _candidates(self, locations, box_cls, box_regression, centerness):
+        """Boxes [N, K, 4], scores [N, K] (negative: none) and classes [N, K] of the best predictions of each level."""
         probabilities = self.probabilities(box_cls)
         quality = self.probabilities(centerness).squeeze(2)
         counts = [len(level) for level in locations]
@@ -40,7 +53,7 @@ class FCOSPostProcessor(DensePostProcessor):
         distances = flatten_levels(box_regression).to(probabilities.dtype)
         distances = distances.gather(1, location[:, :, None].expand(-1, -1, 4))
         boxes = decode_boxes(torch.cat(locations).to(distances.dtype)[location], distances)
-        return self.detections(boxes, geometric_mean(scores), classes, whole_sizes(image_sizes))
+        return boxes, geometric_mean(scores), classes
 
 
 def make_fcos_postprocessor(config):

@@ -23,7 +23,7 @@ def _sides(locations, boxes):
     return xs - x1, ys - y1, x2 - xs, y2 - ys
 
 
-def _in_center(locations, strides, boxes, radius):
+def in_center(locations, strides, boxes, radius):
     """Is the location strictly inside the box and the square of half side radius * stride around its centre?"""
     xs, ys = locations[None, :, None, 0], locations[None, :, None, 1]
     reach = (strides * radius)[None, :, None]
@@ -41,7 +41,7 @@ def _smallest_of_piece(locations, strides, ranges, boxes, valid, radius, margin)
     left, top, right, bottom = _sides(locations, boxes)
     # 1. inside the box, or near its centre
     if radius > 0:
-        learnable = _in_center(locations, strides, boxes, radius)
+        learnable = in_center(locations, strides, boxes, radius)
     else:
         learnable = torch.min(torch.min(left, top), torch.min(right, bottom)) > margin
     # 2. of a size that this level learns; a size on the bound belongs to both levels

@@ -73,9 +73,15 @@ class RetinaNetModule(nn.Module):
         box_cls, box_regression = self.head(features)
         anchors = self.anchor_generator.level_anchors([feature.shape[-2:] for feature in features])
         if self.training:
-            losses = self.loss_evaluator(anchors, box_cls, box_regression, targets)
-            return None, dict(zip(("loss_retina_cls", "loss_retina_reg"), losses))
-        return self.box_selector_test(anchors, box_cls, box_regression, images.image_sizes), {}
+            return self._forward_train(anchors, box_cls, box_regression, targets)
+        return self._forward_test(anchors, box_cls, box_regression, images.image_sizes)
+
+    def _forward_train(self, anchors, box_cls, box_regression, targets):
+        losses = self.loss_evaluator(anchors, box_cls, box_regression, targets)
+        return None, dict(zip(("loss_retina_cls", "loss_retina_reg"), losses))
+
+    def _forward_test(self, anchors, box_cls, box_regression, image_sizes=None):
+        return self.box_selector_test(anchors, box_cls, box_regression, image_sizes), {}
 
 
 def build_retinanet(cfg, in_channels):

@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from fcos_core.config.not_carried import RESULTS, module_getattr
+
 from .proposals import evaluate_box_proposals
 from .report import compute_thresholds_for_classes, format_table, per_class_table
 from .results import COCOResults, check_expected_results
@@ -20,6 +22,10 @@ __all__ = [
     "evaluate_predictions_on_coco",
     "prepare_for_coco_detection",
 ]
+
+__getattr__ = module_getattr(
+    __name__, dict.fromkeys(("prepare_for_coco_keypoint", "prepare_for_coco_segmentation"), RESULTS)
+)
 
 
 def do_coco_evaluation(
