@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from fcos_core.config import load_config
 from fcos_core.config.heads import HEADS, settle_head
-from fcos_core.utils.checkpoint import Checkpointer, DetectronCheckpointer, find_weights, read_checkpoint
+from fcos_core.utils.checkpoint import Checkpointer, DetectronCheckpointer, find_weights, read_weights
 
 __all__ = ["RestoredRun", "restore_run", "load_weights"]
 
@@ -74,9 +74,8 @@ def _find(cfg, option_names):
 
 
 def _read(cfg, weights):
-    """The checkpoint, for its config and class names; Caffe2 files have neither."""
-    path = find_weights(cfg, weights)
-    return {} if path.endswith(".pkl") else read_checkpoint(path)
+    """The checkpoint, for its config and class names."""
+    return read_weights(cfg, find_weights(cfg, weights))
 
 
 def _config_of(checkpoint, weights, opts):
@@ -95,5 +94,6 @@ def _config_of(checkpoint, weights, opts):
 
 
 def load_weights(cfg, model, weights):
-    """Take the tensors of ``weights`` into the model; logs what does not fit."""
-    DetectronCheckpointer(cfg, model, logger=logging.getLogger("fcos_core.inference")).load(weights, resume=False)
+    """Take the tensors of ``weights`` into the model, all of which they must fill."""
+    checkpointer = DetectronCheckpointer(cfg, model, logger=logging.getLogger("fcos_core.inference"))
+    checkpointer.load(weights, resume=False, whole=True)
