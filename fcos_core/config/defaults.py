@@ -89,7 +89,7 @@ _C.MODEL.FCOS = CN()
 _C.MODEL.FCOS.NUM_CLASSES = 81
 # Strides of P3 to P7, pixels.
 _C.MODEL.FCOS.FPN_STRIDES = [8, 16, 32, 64, 128]
-# Locations lie at stride * index plus this many strides, rounded down to whole pixels (0.0: models of torchvision).  new
+# Locations lie at stride * index plus this many strides, rounded down to pixels (0.0: models of torchvision).  new
 _C.MODEL.FCOS.LOCATION_OFFSET = 0.5
 # Initial foreground probability, sets the bias of the classification layer.
 _C.MODEL.FCOS.PRIOR_PROB = 0.01

@@ -61,7 +61,7 @@ def _load_safetensors(path):
 
 
 def read_weights(cfg, path):
-    """Read any file that MODEL.WEIGHT may name: what `read_checkpoint` reads, Caffe2 weights, or a `.pkl` of detectron2.
+    """Read any file that MODEL.WEIGHT may name: those of `read_checkpoint`, Caffe2 weights, or a `.pkl` of detectron2.
 
     Args:
         cfg (CfgNode): for Caffe2 weights, MODEL.BACKBONE.CONV_BODY and MODEL.RESNETS.STAGE_WITH_DCN are read.

@@ -64,7 +64,7 @@ def torchvision_detector(num_outputs=11):
     layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
     backbone = BackboneWithFPN(body, layers, [512, 1024, 2048], 64, LastLevelP6P7(64, 64))
     head = FCOSHead(64, 1, num_outputs, num_convs=2)
-    model = FCOS(backbone, num_outputs, head=head, min_size=256, max_size=384)
+    model = FCOS(backbone, num_outputs, head=head, min_size=128, max_size=256)
     return perturb(model).eval()
 
 

@@ -43,7 +43,7 @@ def test_a_number_below_the_first_does_not_fit():
     assert Template("a.{p}").parse("a.b.weight") is None and Template("a.{p}").parse("xa.weight") is None
 
 
-# -------------------------------------------------------------------------------------------------- there and back again
+# ------------------------------------------------------------------------------------------------- there and back again
 def anchors_of_mmdet(state):
     """An ATSS model that mmdetection can express: its anchors, and no biases before the norms of the towers."""
     for level, stride in enumerate((8, 16, 32, 64, 128)):
@@ -97,7 +97,7 @@ def test_trained_batch_norms_keep_their_epsilon_and_count():
     assert sorted(back) == sorted(ours) and all(torch.equal(back[key], ours[key]) for key in ours)
 
 
-# ------------------------------------------------------------------------------------------------ names of other packages
+# ---------------------------------------------------------------------------------------------- names of other packages
 def test_names_are_those_of_torchvision():
     pytest.importorskip("torchvision.models.detection.fcos")
     expected = {name: tuple(value.shape) for name, value in foreign.torchvision_detector().state_dict().items()}
@@ -106,7 +106,9 @@ def test_names_are_those_of_torchvision():
     assert {name: tuple(value.shape) for name, value in written.items()} == expected
 
 
-@pytest.mark.parametrize("key, name", [("fcos_r50", "mmdet"), ("fcos_r50_improved", "mmdet"), ("atss_r50", "mmdet-atss")])
+@pytest.mark.parametrize(
+    "key, name", [("fcos_r50", "mmdet"), ("fcos_r50_improved", "mmdet"), ("atss_r50", "mmdet-atss")]
+)
 def test_names_are_those_of_mmdetection(key, name):
     """Of models that mmdetection built: every tensor finds its place, and ours needs no other."""
     theirs = {entry: torch.zeros(shape) for entry, shape in MMDET["mmdet_" + key]}
@@ -131,7 +133,7 @@ def body_of_detectron2(prefix):
 
 
 def fcos_of(package):
-    """Names of the R-50 FCOS of detectron2 or AdelaiDet, spelled out; 322 of our 324 tensors and more, no scales there."""
+    """Names of the R-50 FCOS of detectron2, which has no scales, or of AdelaiDet, spelled out."""
     head = "head." if package == "detectron2" else "proposal_generator.fcos_head."
     towers = ("cls_subnet", "bbox_subnet") if package == "detectron2" else ("cls_tower", "bbox_tower")
     modules = ["backbone.fpn_{}{}".format(kind, i) for kind in ("lateral", "output") for i in (3, 4, 5)]
@@ -257,7 +259,7 @@ def test_the_config_in_a_file_of_mmdetection_is_believed(text, meaning, pixels):
     assert "MODEL.FCOS.NORM_REG_TARGETS" in guessed.assumed and "MODEL.FCOS.NORM_REG_TARGETS" not in guessed.certain
 
 
-# ------------------------------------------------------------------------------------------------ what cannot be written
+# ----------------------------------------------------------------------------------------------- what cannot be written
 @pytest.mark.parametrize(
     "name, settings, words",
     [

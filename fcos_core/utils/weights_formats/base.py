@@ -156,12 +156,12 @@ class WeightsFormat(object):
     def _demand(self, config, wanted):
         """Compare the config with what the format takes for granted; notes if there is no config."""
         if config is None:
-            return [f"Nothing said with which config the model was trained; {self.title} takes for granted: " + as_text(wanted)]
+            return [f"The config of the model is not known; {self.title} takes for granted: {as_text(wanted)}"]
         wrong = {key: value for key, value in wanted.items() if not same_value(value_of(config, key), value)}
         if wrong:
             raise ValueError(
-                f"{type(self).__name__}.write: expected a model of {as_text(wrong)}, which is how {self.title} computes, "
-                f"got {as_text({key: value_of(config, key) for key in wrong})}; this model cannot be converted"
+                f"{type(self).__name__}.write: expected a model with {as_text(wrong)}, since {self.title} computes "
+                f"that way, got {as_text({key: value_of(config, key) for key in wrong})}; this model cannot be converted"
             )
         return []
 

@@ -125,7 +125,7 @@ class MMDetFCOS(_MMDetDetector):
                 centerness_on_reg=value_of(config, "MODEL.FCOS.CENTERNESS_ON_REG"),
                 dcn_on_last_conv=value_of(config, "MODEL.FCOS.USE_DCN_IN_TOWER"),
             )
-        return notes + ["Its FCOSHead needs " + ", ".join(f"{key}={value}" for key, value in says.items())] + _neck(config)
+        return notes + ["Its FCOSHead needs " + ", ".join(f"{k}={v}" for k, v in says.items())] + _neck(config)
 
 
 class MMDetATSS(_MMDetDetector):

@@ -5,7 +5,6 @@ from yacs.config import CfgNode
 from fcos_core.utils.weights_formats.base import CAFFE_BGR, Weights, WeightsFormat, value_of
 from fcos_core.utils.weights_formats.resnets import has_bottlenecks, is_grouped
 
-
 # Settings under which the same tensors give other boxes, by the head that reads them.
 _MEANING = {
     "FCOS": ("MODEL.FCOS.NORM_REG_TARGETS", "MODEL.FCOS.CENTERNESS_ON_REG", "MODEL.FCOS.LOCATION_OFFSET"),
