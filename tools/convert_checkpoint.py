@@ -29,7 +29,7 @@ def parse_arguments(arguments=None):
         "--train-batch-norm", action="store_true", help="for bodies whose batch norms are to be trained, not constant"
     )
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs on top of --config-file")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # options stand between and behind the names of the files
 
 
 def main(arguments=None):

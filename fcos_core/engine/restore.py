@@ -83,7 +83,8 @@ def _config_of(checkpoint, weights, opts):
     if not text:
         raise ValueError(
             "restore_run: expected a checkpoint that carries its config, got {}, which does not; pass --config-file "
-            "with the yaml file it was trained with".format(weights)
+            "with the yaml file it was trained with, or convert weights of another framework with "
+            "tools/convert_checkpoint.py".format(weights)
         )
     cfg, _ = load_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(text))

@@ -28,7 +28,7 @@ _STATISTICS = re.compile(r"\.running_(mean|var)$")
 # What classifiers have behind their last stage (MobileNetV2 ends with features.18), and biases that Caffe2 writes
 # for convolutions without one.
 _CLASSIFIER = re.compile(r"(^|\.)(fc|fc1000|pred|classifier|last_linear|features\.18)\.")
-_CONV_BIAS = re.compile(r"(conv\d|downsample\.0)\.bias$")
+_CONV_BIAS = re.compile(r"(conv\d(\.conv)?|downsample\.0)\.bias$")
 # Layers with an output for each class.
 _CLASSES = re.compile(r"rpn\.head\.cls_logits\.(weight|bias)$")
 _NAMES_SHOWN = 12
@@ -74,6 +74,7 @@ def fit_weights(model, weights, skip_mismatched=False, whole=False, allow=False,
     }
     for name in mismatched:
         target[name] = own_state[name]
+    implied = [name for name in report.matched.values() if name not in weights.sources]
     report = report._replace(
         matched={
             ours: weights.sources.get(name, name) for ours, name in report.matched.items() if ours not in mismatched
@@ -82,7 +83,7 @@ def fit_weights(model, weights, skip_mismatched=False, whole=False, allow=False,
         mismatched=mismatched,
     )
     misfit = find_misfit(own_state, report, weights, other_classes if skip_mismatched else (), whole)
-    _log(report, weights, len(own_state), source, logger)
+    _log(report, weights, len(own_state), len(implied), source, logger)
     if any(misfit):
         if not allow:
             raise ValueError(_explain(misfit, source))
@@ -192,8 +193,9 @@ def _differing(cfg, wanted):
 
 
 # ------------------------------------------------------------------------------------------------------------ messages
-def _log(report, weights, total, source, logger):
-    logger.info(f"loaded {len(report.matched)} of the model's {total} tensors from {source} ({weights.format})")
+def _log(report, weights, total, implied, source, logger):
+    follow = f", {implied} of which follow from the format" if implied else ""
+    logger.info(f"loaded {len(report.matched)} of the model's {total} tensors from {source} ({weights.format}){follow}")
     if report.mismatched:
         logger.warning(f"skipped {len(report.mismatched)} of another shape: {', '.join(report.mismatched.values())}")
     if report.missing:

@@ -29,6 +29,7 @@ FORMATS = collections.OrderedDict(
         Caffe2(),
     )
 )
+_BODIES = ("torchvision-resnet", "detectron2-resnet")
 # Names of the command line: the framework says which of its formats it is.
 FAMILIES = collections.OrderedDict(
     [
@@ -90,6 +91,8 @@ def interpret(checkpoint, family=None, model_state=None, is_frozen=None):
     meta = {key: value for key, value in checkpoint.items() if key != "model"}
     if model_state is None:
         return weights_format.read(state, meta, is_frozen)
+    if weights_format.name in _BODIES and not any(name.endswith("stem.conv1.weight") for name in model_state):
+        weights_format = FORMATS["fcos_core"]  # the body is one of theirs, under their names
     counting = [name[: -len(".num_batches_tracked")] for name in model_state if name.endswith(".num_batches_tracked")]
     logits = [tensor for name, tensor in model_state.items() if name.endswith("rpn.head.cls_logits.bias")]
     return weights_format.read(

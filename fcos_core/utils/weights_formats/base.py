@@ -159,9 +159,10 @@ class WeightsFormat(object):
             return [f"The config of the model is not known; {self.title} takes for granted: {as_text(wanted)}"]
         wrong = {key: value for key, value in wanted.items() if not same_value(value_of(config, key), value)}
         if wrong:
+            found = {key: value_of(config, key) for key in wrong}
             raise ValueError(
                 f"{type(self).__name__}.write: expected a model with {as_text(wrong)}, since {self.title} computes "
-                f"that way, got {as_text({key: value_of(config, key) for key in wrong})}; this model cannot be converted"
+                f"that way, got {as_text(found)}; this model cannot be converted"
             )
         return []
 
@@ -188,7 +189,7 @@ def value_of(config, key):
 
 
 def same_value(value, wanted):
-    """Equal; numbers up to 1.5 %, since nobody can tell a mean of 102.98 from one of 103.53 by the detections."""
+    """Equal; numbers up to 1.5 %, since a mean of 102.98 or of 103.53 makes no difference to the detections."""
     if isinstance(wanted, (list, tuple)):
         same_length = isinstance(value, (list, tuple)) and len(value) == len(wanted)
         return same_length and all(same_value(a, b) for a, b in zip(value, wanted))
