@@ -190,6 +190,11 @@ def test_a_checkpoint_that_carries_another_config_is_warned_about(source, tmp_pa
     assert "NORM_REG_TARGETS" not in caplog.text
 
 
+@pytest.mark.parametrize("config", ["model = dict(type='FCOS')", "a: [b", "- 1", {"MODEL": {}}])
+def test_a_config_of_somebody_else_says_nothing(source, config):
+    assert interpret({"model": source[1], "config": config}).assumed == {}
+
+
 def test_a_body_under_the_names_of_torchvision_stays_as_it_is():
     """Models may contain a ResNet of torchvision: names and epsilon are its own then."""
     body, _ = FORMATS["torchvision-resnet"].write(foreign.detector()[1].state_dict())

@@ -180,9 +180,9 @@ def _remove_conv(name, deformable):
 
 
 def value_of(config, key):
-    """Value of a dotted key of a CfgNode; None if it has no such key."""
+    """Value of a dotted key of a CfgNode or nested dict; None if it has no such key."""
     for part in key.split("."):
-        if part not in config:
+        if not isinstance(config, dict) or part not in config:
             return None
         config = config[part]
     return config

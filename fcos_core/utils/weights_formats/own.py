@@ -1,6 +1,6 @@
 """Our own weights, those of the packages that this one succeeds, and ResNets of Caffe2 under our names."""
 
-from yacs.config import CfgNode
+import yaml
 
 from fcos_core.utils.weights_formats.base import CAFFE_BGR, Weights, WeightsFormat, value_of
 from fcos_core.utils.weights_formats.resnets import has_bottlenecks, is_grouped
@@ -61,9 +61,10 @@ class Caffe2(Own):
 
 def _trained_with(text):
     """Those settings of the config that a checkpoint carries, as yaml text, which its weights depend on."""
-    if not isinstance(text, str):
+    try:
+        config = yaml.safe_load(text) if isinstance(text, str) else None
+    except yaml.YAMLError:  # the "config" of somebody else
         return {}
-    config = CfgNode.load_cfg(text)
     keys = list(_ANY_HEAD)
     for head, more in _MEANING.items():
         if value_of(config, f"MODEL.{head}_ON"):
