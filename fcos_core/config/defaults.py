@@ -38,6 +38,9 @@ _C.MODEL.TOOD_ON = False  # new
 _C.MODEL.RPN_ONLY = False
 # Initial weights: a file, a URL or "catalog://NAME".  Starting weights only: iteration and optimizer are not taken.
 _C.MODEL.WEIGHT = ""
+# Load what fits of weights that do not belong to this model, instead of stopping.  A new pyramid and head on the
+# weights of a classifier, and another number of classes when training, are no such case.  new
+_C.MODEL.ALLOW_WEIGHT_MISMATCH = False
 # Turn every BatchNorm of the model into torch.nn.SyncBatchNorm when several processes train.
 _C.MODEL.USE_SYNCBN = False
 # Keep activations in channels-last memory format: faster on GPUs with tensor cores, same results.  new
@@ -60,6 +63,8 @@ _C.MODEL.BACKBONE.USE_GN = False
 _C.MODEL.FPN = CN()
 _C.MODEL.FPN.USE_GN = False
 _C.MODEL.FPN.USE_RELU = False
+# P7 is a convolution of ReLU(P6) (True) or of P6 (False: ATSS models of mmdetection).  new
+_C.MODEL.FPN.RELU_BEFORE_P7 = True
 
 _C.MODEL.GROUP_NORM = CN()
 # Channels of a group; -1: NUM_GROUPS decides.
@@ -93,6 +98,8 @@ _C.MODEL.FCOS = CN()
 _C.MODEL.FCOS.NUM_CLASSES = 81
 # Strides of P3 to P7, pixels.
 _C.MODEL.FCOS.FPN_STRIDES = [8, 16, 32, 64, 128]
+# Locations lie at stride * index plus this many strides, rounded down to pixels (0.0: models of torchvision).  new
+_C.MODEL.FCOS.LOCATION_OFFSET = 0.5
 # Initial foreground probability, sets the bias of the classification layer.
 _C.MODEL.FCOS.PRIOR_PROB = 0.01
 # A class probability must be above this to become a candidate.

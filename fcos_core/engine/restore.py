@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from fcos_core.config import load_config
 from fcos_core.config.heads import HEADS, settle_head
-from fcos_core.utils.checkpoint import Checkpointer, DetectronCheckpointer, find_weights, read_checkpoint
+from fcos_core.utils.checkpoint import Checkpointer, DetectronCheckpointer, find_weights, read_weights
 
 __all__ = ["RestoredRun", "restore_run", "load_weights"]
 
@@ -75,9 +75,8 @@ def _find(cfg, option_names):
 
 
 def _read(cfg, weights):
-    """The checkpoint, for its config and class names; Caffe2 files have neither."""
-    path = find_weights(cfg, weights)
-    return {} if path.endswith(".pkl") else read_checkpoint(path)
+    """The checkpoint, for its config and class names."""
+    return read_weights(cfg, find_weights(cfg, weights))
 
 
 def _config_of(checkpoint, weights, opts):
@@ -85,7 +84,8 @@ def _config_of(checkpoint, weights, opts):
     if not text:
         raise ValueError(
             "restore_run: expected a checkpoint that carries its config, got {}, which does not; pass --config-file "
-            "with the yaml file it was trained with".format(weights)
+            "with the yaml file it was trained with, or convert weights of another framework with "
+            "tools/convert_checkpoint.py".format(weights)
         )
     cfg, _ = load_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
@@ -96,5 +96,6 @@ def _config_of(checkpoint, weights, opts):
 
 
 def load_weights(cfg, model, weights):
-    """Take the tensors of ``weights`` into the model; logs what does not fit."""
-    DetectronCheckpointer(cfg, model, logger=logging.getLogger("fcos_core.inference")).load(weights, resume=False)
+    """Take the tensors of ``weights`` into the model, all of which they must fill."""
+    checkpointer = DetectronCheckpointer(cfg, model, logger=logging.getLogger("fcos_core.inference"))
+    checkpointer.load(weights, resume=False, whole=True)

@@ -16,7 +16,9 @@ from fcos_core.utils.imports import import_file
 from fcos_core.utils.miscellaneous import mkdir, write_atomically
 from fcos_core.utils.model_serialization import load_state_dict
 from fcos_core.utils.model_zoo import cache_url
-from fcos_core.utils.safe_pickle import CorruptFileError, load_torch_file
+from fcos_core.utils.safe_pickle import CorruptFileError, load_pickle, load_torch_file
+from fcos_core.utils.weight_matching import check_config, fit_weights
+from fcos_core.utils.weights_formats import interpret
 
 _LAST = "last_checkpoint"
 # What a run needs to go on, and weights for others do not.
@@ -27,7 +29,8 @@ def read_checkpoint(path, unsafe=None):
     """Read a checkpoint file as a dictionary, on the CPU.
 
     Args:
-        path (str): a file of `Checkpointer.save`, of the older packages, or a bare state dict.
+        path (str): a file of `Checkpointer.save`, of the older packages or of another framework, or a bare state dict;
+            a `.safetensors` file if that package is installed.
         unsafe (bool): also build objects of foreign classes; default: whether the environment variable
             FCOS_CORE_UNSAFE_PICKLE is 1.
 
@@ -39,8 +42,42 @@ def read_checkpoint(path, unsafe=None):
         UnsafeFileError: the file holds more than tensors and plain types.
         CorruptFileError: it is truncated or damaged.
     """
-    loaded = load_torch_file(path, unsafe)
-    return loaded if isinstance(loaded, dict) and "model" in loaded else {"model": loaded}
+    loaded = _load_safetensors(path) if path.endswith(".safetensors") else load_torch_file(path, unsafe)
+    if not isinstance(loaded, dict) or "model" in loaded:
+        return loaded if isinstance(loaded, dict) else {"model": loaded}
+    if isinstance(loaded.get("state_dict"), dict):  # mmdetection
+        return dict(loaded, model=loaded["state_dict"])
+    return {"model": loaded}
+
+
+def _load_safetensors(path):
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ImportError(
+            f"read_checkpoint: expected the package safetensors for {path}, got none; pip install safetensors"
+        ) from None
+    return load_file(path)
+
+
+def read_weights(cfg, path):
+    """Read any file that MODEL.WEIGHT may name: those of `read_checkpoint`, Caffe2 weights, or a `.pkl` of detectron2.
+
+    Args:
+        cfg (CfgNode): for Caffe2 weights, MODEL.BACKBONE.CONV_BODY and MODEL.RESNETS.STAGE_WITH_DCN are read.
+        path (str): the file.
+
+    Returns:
+        dict: as of `read_checkpoint`; Caffe2 weights with our names.
+    """
+    if not path.endswith(".pkl"):
+        return read_checkpoint(path)
+    data = load_pickle(path)
+    blobs = data.get("blobs", data)
+    if isinstance(data.get("model"), dict):
+        arrays = data["model"]
+        return dict(data, model={name: torch.as_tensor(array) for name, array in arrays.items()})
+    return dict(load_c2_format(cfg, path), group_norm=any(name.endswith("_gn_s") for name in blobs))
 
 
 def remove_solver_states(path):
@@ -103,7 +140,7 @@ class Checkpointer(object):
         write_atomically(path, lambda stream: torch.save(data, stream))
         self.tag_last_checkpoint(path)
 
-    def load(self, f=None, resume=None, skip_mismatched=False):
+    def load(self, f=None, resume=None, skip_mismatched=False, whole=False):
         """Resume from `save_dir` if it has a checkpoint; otherwise start from the weights `f`.
 
         Args:
@@ -112,6 +149,7 @@ class Checkpointer(object):
                 tensors of `f`, whatever is in `save_dir`.
             skip_mismatched (bool): when starting from weights, leave tensors of another shape as they are, with a
                 warning, instead of raising; for fine-tuning on other classes.
+            whole (bool): every tensor of a detector must be in the file; for testing.
 
         Returns:
             dict: after resuming, what the checkpoint holds beside model, optimizer and scheduler; else empty.
@@ -126,7 +164,7 @@ class Checkpointer(object):
         if resume:
             return self._restore(f, checkpoint)
         self.logger.info(f"Starting from the weights {f} (model tensors only)")
-        load_state_dict(_unwrap(self.model), checkpoint["model"], skip_mismatched, self.logger)
+        self._take(checkpoint, f, skip_mismatched, whole)
         return {}
 
     def has_checkpoint(self):
@@ -171,7 +209,8 @@ class Checkpointer(object):
     def _restore(self, path, checkpoint):
         self.logger.info(f"Resuming from {path}")
         checkpoint = dict(checkpoint)
-        load_state_dict(_unwrap(self.model), checkpoint.pop("model"), logger=self.logger)
+        self._take(checkpoint, path, skip_mismatched=False, whole=True)
+        del checkpoint["model"]
         for key in ("optimizer", "scheduler"):
             state, target = checkpoint.pop(key, None), getattr(self, key)
             if state is not None and target is not None:
@@ -181,23 +220,36 @@ class Checkpointer(object):
     def _load_file(self, f):
         return read_checkpoint(f)
 
+    def _take(self, checkpoint, source, skip_mismatched, whole):
+        """Take the tensors of a checkpoint into the model; returns the MatchReport."""
+        return load_state_dict(_unwrap(self.model), checkpoint["model"], skip_mismatched, self.logger)
+
 
 class DetectronCheckpointer(Checkpointer):
-    """A `Checkpointer` that also knows `catalog://` names, URLs and Caffe2 files.
+    """A `Checkpointer` of detectors: it also knows `catalog://` names, URLs, and the files of other frameworks, and
+    refuses weights that do not belong to the model or to its config.
 
     Args:
-        cfg (CfgNode): PATHS_CATALOG and the backbone are read. The others as for `Checkpointer`.
+        cfg (CfgNode): PATHS_CATALOG, MODEL and INPUT are read. The others as for `Checkpointer`.
+
+    Attributes:
+        report (MatchReport): of the last load; all names of both sides.
     """
 
     def __init__(self, cfg, model, optimizer=None, scheduler=None, save_dir="", save_to_disk=None, logger=None):
         super(DetectronCheckpointer, self).__init__(model, optimizer, scheduler, save_dir, save_to_disk, logger)
         self.cfg = cfg.clone()
+        self.report = None
 
     def _load_file(self, f):
-        path = find_weights(self.cfg, f, self.logger)
-        if path.endswith(".pkl"):
-            return load_c2_format(self.cfg, path)
-        return super(DetectronCheckpointer, self)._load_file(path)
+        return read_weights(self.cfg, find_weights(self.cfg, f, self.logger))
+
+    def _take(self, checkpoint, source, skip_mismatched, whole):
+        model, allow = _unwrap(self.model), self.cfg.MODEL.ALLOW_WEIGHT_MISMATCH
+        weights = interpret(checkpoint, model_state=model.state_dict())
+        check_config(self.cfg, weights, allow, source, self.logger)
+        self.report = fit_weights(model, weights, skip_mismatched, whole, allow, source, self.logger)
+        return self.report
 
 
 def find_weights(cfg, name, logger=None):

@@ -44,7 +44,7 @@ def build_resnet_fpn_p3p7_backbone(cfg):
     body = ResNet(cfg)
     widths = body.out_channels_per_stage
     p6_channels = widths[-1] if cfg.MODEL.RETINANET.USE_C5 else _width(cfg)
-    return _join(_width(cfg), body=body, fpn=_make_fpn(cfg, [0] + widths[1:], LastLevelP6P7(p6_channels, _width(cfg))))
+    return _join(_width(cfg), body=body, fpn=_make_fpn(cfg, [0] + widths[1:], _last_levels(cfg, p6_channels)))
 
 
 @registry.BACKBONES.register("MNV2-FPN-RETINANET")
@@ -52,7 +52,7 @@ def build_mnv2_fpn_backbone(cfg):
     """MobileNetV2 with pyramid P3 to P7 (strides 8 to 128); P6 always from P5."""
     body = MobileNetV2(cfg)
     widths = body.return_features_num_channels
-    return _join(_width(cfg), body=body, fpn=_make_fpn(cfg, [0] + widths[1:], LastLevelP6P7(_width(cfg), _width(cfg))))
+    return _join(_width(cfg), body=body, fpn=_make_fpn(cfg, [0] + widths[1:], _last_levels(cfg, _width(cfg))))
 
 
 def build_library_fpn_p3p7_backbone(cfg):
@@ -88,6 +88,10 @@ def build_backbone(cfg):
 
 def _width(cfg):
     return cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS
+
+
+def _last_levels(cfg, p6_channels):
+    return LastLevelP6P7(p6_channels, _width(cfg), cfg.MODEL.FPN.RELU_BEFORE_P7)
 
 
 def _make_fpn(cfg, in_channels_list, top_blocks):

@@ -69,19 +69,21 @@ class LastLevelMaxPool(nn.Module):
 
 
 class LastLevelP6P7(nn.Module):
-    """Two more levels by 3x3 convolutions of stride 2: P6 from C5 or P5, P7 from ReLU(P6).
+    """Two more levels by 3x3 convolutions of stride 2: P6 from C5 or P5, P7 from P6.
 
     Args:
         in_channels: width of the input of P6.
         out_channels: width of P6 and P7.
+        relu_before_p7: take P7 from ReLU(P6) instead of P6.
 
     Note:
         Legacy: P5 is the input of P6 if in_channels equals out_channels, otherwise C5.  A C5 as wide as the pyramid is
         therefore never used, whatever MODEL.RETINANET.USE_C5 says; test_backbone pins it.
     """
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels, out_channels, relu_before_p7=True):
         super().__init__()
+        self.relu_before_p7 = relu_before_p7
         self.p6 = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
         for conv in (self.p6, self.p7):
@@ -92,5 +94,5 @@ class LastLevelP6P7(nn.Module):
     def forward(self, c5, p5):
         """Maps of the coarsest backbone and pyramid level, [N, C, H, W] -> list [P6, P7]."""
         p6 = self.p6(p5 if self.use_P5 else c5)
-        p7 = self.p7(F.relu(p6))
+        p7 = self.p7(F.relu(p6) if self.relu_before_p7 else p6)
         return [p6, p7]

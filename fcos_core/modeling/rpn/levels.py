@@ -51,14 +51,18 @@ def box_chunks(num_boxes, elements_per_box, most=None):
     return [slice(start, min(start + step, num_boxes)) for start in range(0, num_boxes, step)]
 
 
-def level_locations(height, width, stride, device):
+def level_locations(height, width, stride, device, offset=0.5):
     """Centres of the cells of one level: x = s // 2 + s * column, y = s // 2 + s * row.
+
+    Args:
+        offset: of the first location, in strides, instead of a half; rounded down to whole pixels.
 
     Returns:
         [height * width, 2] float32 (x, y), pixels of the network input, row by row.
     """
-    xs = torch.arange(0, width * stride, step=stride, dtype=torch.float32, device=device) + stride // 2
-    ys = torch.arange(0, height * stride, step=stride, dtype=torch.float32, device=device) + stride // 2
+    first = int(stride * offset)
+    xs = torch.arange(0, width * stride, step=stride, dtype=torch.float32, device=device) + first
+    ys = torch.arange(0, height * stride, step=stride, dtype=torch.float32, device=device) + first
     return torch.stack((xs.repeat(height), ys.view(-1, 1).repeat(1, width).view(-1)), dim=1)
 
 

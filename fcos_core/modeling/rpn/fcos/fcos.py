@@ -58,6 +58,7 @@ class FCOSModule(nn.Module):
         self.box_selector_test = make_fcos_postprocessor(cfg)
         self.loss_evaluator = make_fcos_loss_evaluator(cfg)
         self.fpn_strides = list(cfg.MODEL.FCOS.FPN_STRIDES)
+        self.location_offset = cfg.MODEL.FCOS.LOCATION_OFFSET
 
     def forward(self, images, features, targets=None):
         """Losses while training, detections otherwise.
@@ -92,7 +93,7 @@ class FCOSModule(nn.Module):
 
     def compute_locations_per_level(self, h, w, stride, device):
         """See levels.level_locations."""
-        return level_locations(h, w, stride, device)
+        return level_locations(h, w, stride, device, self.location_offset)
 
 
 def build_fcos(cfg, in_channels):
