@@ -60,7 +60,7 @@ def build_library_fpn_p3p7_backbone(cfg):
     body = build_library_body(cfg)
     widths = body.out_channels_per_stage
     p6_channels = widths[-1] if cfg.MODEL.RETINANET.USE_C5 else _width(cfg)
-    return _join(_width(cfg), body=body, fpn=_make_fpn(cfg, [0] + widths, LastLevelP6P7(p6_channels, _width(cfg))))
+    return _join(_width(cfg), body=body, fpn=_make_fpn(cfg, [0] + widths, _last_levels(cfg, p6_channels)))
 
 
 def build_backbone(cfg):
