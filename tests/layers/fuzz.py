@@ -269,7 +269,9 @@ def negated_lazily(call, t):
 
 
 NO_LIMITS = (torch.bool, torch.complex64, torch.complex128)
-LAYOUTS = [permuted, channels_last, sliced, misaligned, strides_of_ones, expanded, negated_lazily]
+LAYOUTS = [permuted, channels_last, sliced, misaligned, strides_of_ones, expanded]
+# torch 1.10 and later
+LAYOUTS += [negated_lazily] * hasattr(torch, "_neg_view")
 
 
 # shapes

@@ -32,8 +32,9 @@ a torch of the same CUDA major version, and the library loaded.
 
 _WAYS = """## Ways to install
 
-Each row: a new environment, with torch or without; without, the operators are built at first use, and the seconds of
-that are in the last column.
+Each row: a new clone with one of the operators (compiling all takes the same time in each way), in an environment with
+torch or without. Without, the operators are built at first use, and the seconds of that are in the column of that name.
+Only what the first row of an environment downloads is all that is needed; later rows find it there.
 """
 
 

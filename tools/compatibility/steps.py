@@ -56,9 +56,9 @@ def work_folder(parent=None):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clone(folder):
-    """Clone this repository's last commit; returns the path."""
-    target = os.path.join(folder, "fcos_core-source")
+def clone(folder, name):
+    """Clone this repository's last commit into a new folder; returns its path."""
+    target = os.path.join(folder, name)
     # hard links would let a step reach into this repository
     result = subprocess.run(
         ["git", "clone", "-q", "--no-hardlinks", ROOT, target],
@@ -87,7 +87,7 @@ class Environment:
         self.venv = os.path.join(folder, "venv")
         self.scripts = os.path.join(self.venv, "Scripts" if os.name == "nt" else "bin")
         self.python = os.path.join(self.scripts, "python")
-        self.source = clone(folder)
+        self.source = clone(folder, "fcos_core-source")
         self.variables = _variables(folder)
         self.run("make the environment", [python, "-m", "venv", self.venv], folder)
 
@@ -143,6 +143,15 @@ class Environment:
                 process.stdout.close()
         return code, time.time() - started
 
+    def renew(self, *packages):
+        """Uninstall packages, and take a new clone and an empty cache, for another installation."""
+        self.attempt("uninstall", [self.python, "-m", "pip", "uninstall", "-y"] + list(packages), self.folder)
+        shutil.rmtree(self.source, ignore_errors=True)
+        shutil.rmtree(self.variables["FCOS_CORE_CACHE"], ignore_errors=True)
+        # another name, so that nothing finds what lay in the former one
+        self.clones = getattr(self, "clones", 0) + 1
+        self.source = clone(self.folder, "fcos_core-source-{}".format(self.clones))
+
     def pip(self, step, *arguments, **keywords):
         """Run the environment's own pip; returns seconds."""
         return self.run(step, [self.python, "-m", "pip"] + list(arguments), **keywords)
@@ -164,6 +173,8 @@ def _variables(folder):
         PIP_NO_INPUT="1",
         PIP_NO_CACHE_DIR="1",
         MPLBACKEND="Agg",
+        # operators that cannot be compiled are an error here
+        FCOS_CORE_FALLBACK="0",
         FCOS_CORE_CACHE=os.path.join(folder, "cache"),
     )
     return variables
