@@ -67,8 +67,8 @@ def ml_nms_wrong(boxes, scores, labels, iou_threshold):
         nms_wrong(boxes, scores, iou_threshold),
         labels.shape != boxes.shape[:1] and "labels are not [M]",
         not whole(labels) and labels.dtype not in DTYPES and "labels are {}".format(labels.dtype),
-        labels.dtype.is_floating_point and bool((labels.floor() != labels).any()) and "labels are fractions",
-        labels.dtype.is_floating_point and bool((labels.abs() == math.inf).any()) and "labels are infinite",
+        labels.dtype.is_floating_point and bool((labels.double() % 1 != 0).any()) and "labels are fractions",
+        labels.dtype.is_floating_point and bool((labels.double().abs() == math.inf).any()) and "labels are infinite",
     )
 
 
@@ -221,7 +221,7 @@ def roi_align_results(input, rois, pooled_height, pooled_width, **arguments):
 
 
 def roi_align_reference(results, input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
-    extent = float((rois[:, 1:].abs().max() if rois.numel() else 0) * spatial_scale)
+    extent = float((rois[:, 1:].double().abs().max() if rois.numel() else 0) * spatial_scale)
     # float32 positions of far rois differ by pixels, and adaptive sampling takes as many points
     if pooled_height * pooled_width > 100 or sampling_ratio > 4 or extent > 100:
         return None
@@ -283,7 +283,7 @@ def roi_pool_results(input, rois, pooled_height, pooled_width, **arguments):
 
 
 def roi_pool_reference(results, input, rois, spatial_scale, pooled_height, pooled_width):
-    extent = float((rois[:, 1:].abs().max() if rois.numel() else 0) * spatial_scale)
+    extent = float((rois[:, 1:].double().abs().max() if rois.numel() else 0) * spatial_scale)
     work = len(rois) * input.shape[1:].numel() * (1 + pooled_height * pooled_width)
     # the rounding of coordinates is tested where numbers are chosen for it
     if input.dtype != torch.float64 or extent > 100 or work > 60000:
