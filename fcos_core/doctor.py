@@ -200,7 +200,8 @@ def _print_row(row):
         text = "FAILED: {}".format(row["error"])
     else:
         parts = ["{:10.3f} ms {}".format(row[key], key) for key in ("first", "again") if row[key] is not None]
-        text = ", ".join(parts + [row["remark"]] * bool(row["remark"]))
+        # the whole of a long one is among the findings
+        text = ", ".join(parts + [row["remark"].split(",")[0]] * bool(row["remark"]))
     _print_lines(["{:<28} {:<8} {}".format(row["op"], row["device"], text)])
 
 

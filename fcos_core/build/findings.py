@@ -420,8 +420,8 @@ def numpy_too_new(numpy, torch_version):
 # ---- the library of operators
 
 _SLOW = (
-    "slower operators made of torch's own serve instead (deformable convolution, RoI pooling and NMS take several "
-    "times as long; the results are the same)"
+    "slower operators made of torch's own serve instead (deformable convolution, RoI pooling and the focal loss take 2 "
+    "to 13 times as long, NMS of 1000 boxes 17 ms; the results are the same)"
 )
 
 

@@ -147,7 +147,7 @@ class BuildWatch:
 
     def __init__(self, source):
         self.seconds, self.warnings = None, []
-        self._warning = re.compile(r"^\s*(?:{}/)?(csrc/\S+?:\d+:.*\bwarning\b.*)".format(re.escape(source)))
+        self._warning = re.compile(r"^\s*(?:{}/)?(csrc/\S+?:\d+:.*\bwarning:.*)".format(re.escape(source)))
 
     def __call__(self, line):
         done = re.search(r"compiled and linked in (\d+) s", line)
