@@ -1,5 +1,6 @@
 """The operators of tensor operations of torch: against the references and the compiled ones, and when they serve."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -273,6 +274,18 @@ def test_autocast_gives_the_dtypes_of_the_compiled_operators():
             assert one.dtype == other.dtype, op
             difference = (one.double() - other.double()).abs().max()
             assert float(difference) <= 0.02 * max(1.0, float(other.double().abs().max())), op
+
+
+def test_every_operator_has_one():
+    _library.load()
+    schemas = [one for one in torch._C._jit_get_all_schemas() if one.name.startswith("fcos_core::")]
+    schemas = {one.name.split("::")[1]: one for one in schemas}
+    names = {name for name in schemas if "_composite" not in name and "_built_with" not in name}
+    assert set(OPERATORS) == names
+    for name, function in OPERATORS.items():
+        parameters = list(inspect.signature(function).parameters.values())
+        if parameters[-1].kind != inspect.Parameter.VAR_POSITIONAL:
+            assert [one.name for one in parameters] == [one.name for one in schemas[name].arguments], name
 
 
 # ---- when they serve
