@@ -3,12 +3,15 @@
 // Everything is decided by __has_include or version macros, never by a build flag.
 #pragma once
 
+#include <torch/library.h>
+
+// library.cpp needs no more than schemas and the version: without ATen it compiles in a third of the time
+#ifndef FCOS_SCHEMAS_ONLY
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #ifdef WITH_CUDA
 #include <c10/cuda/CUDAGuard.h>
@@ -16,6 +19,7 @@
 #endif
 
 #include "kernel.h"
+#endif
 
 // torch/version.h came with 1.8; without it this is 1.7.
 #if __has_include(<torch/version.h>)
@@ -57,6 +61,7 @@
   }
 #endif
 
+#ifndef FCOS_SCHEMAS_ONLY
 namespace fcos_core {
 
 // Inside an autograd kernel: calls go below autograd (renamed in 1.9).
@@ -154,3 +159,4 @@ inline DType dtype_of(const at::Tensor& t) {
 }
 
 }  // namespace fcos_core
+#endif  // FCOS_SCHEMAS_ONLY

@@ -10,6 +10,7 @@
 
 #include <string>
 
+#define FCOS_SCHEMAS_ONLY
 #include "compat.h"
 
 PyMODINIT_FUNC PyInit__ext() {

@@ -33,6 +33,7 @@ def main(arguments=None):
     if known.torch and not known.torch.error and not options.no_self_test and not _unbuildable(found):
         rows = self_test(_devices(known, options.cpu), print_row=None if options.json else _print_row)
         failures = [findings.self_test_failed(row["op"], row["device"], row["error"]) for row in rows if row["error"]]
+        failures += [findings.not_compiled(row["remark"]) for row in rows[:1] if row["remark"] and not row["error"]]
         if failures:
             found = findings.in_order(failures + found)
             works, sentence = diagnose.verdict(known, found, options.cpu)
@@ -157,7 +158,8 @@ def _finding_lines(found):
 
 
 def _unbuildable(found):
-    return any(finding.name in ("library-unbuildable", "library-refused", "sources-missing") for finding in found)
+    names = ("library-unbuildable", "library-refused", "sources-missing")
+    return any(finding.name in names and finding.weight == STOPS for finding in found)
 
 
 def _devices(known, cpu_only):
@@ -198,7 +200,8 @@ def _print_row(row):
         text = "FAILED: {}".format(row["error"])
     else:
         parts = ["{:10.3f} ms {}".format(row[key], key) for key in ("first", "again") if row[key] is not None]
-        text = ", ".join(parts + [row["remark"]] * bool(row["remark"]))
+        # the whole of a long one is among the findings
+        text = ", ".join(parts + [row["remark"].split(",")[0]] * bool(row["remark"]))
     _print_lines(["{:<28} {:<8} {}".format(row["op"], row["device"], text)])
 
 

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 import logging
+import os
 import random
 import sys
 
@@ -17,6 +18,9 @@ def pytest_configure(config):
     # float32 means float32
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    # the tests are about the compiled operators: a library that cannot be built is an error here, no reason to go on
+    # with those that serve instead, which have tests of their own
+    os.environ.setdefault("FCOS_CORE_FALLBACK", "0")
     config.addinivalue_line("markers", "slow: takes more than about ten seconds")
 
 

@@ -44,7 +44,9 @@ def setup_arguments(root):
     if not metadata.setuptools_reads_pyproject(setuptools.__version__):
         arguments.update(metadata.read(root))
     csrc = os.path.join(root, "csrc")
-    if expose_torch() is not None:
+    site = expose_torch()
+    arguments["install_requires"] = metadata.dependencies(root, site and metadata.torch_version(site))
+    if site is not None:
         extension = setuptools.Extension(
             "fcos_core._ext", sources.host_sources(csrc), depends=sources.headers(csrc), language="c++"
         )

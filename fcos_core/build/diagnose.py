@@ -23,6 +23,10 @@ def diagnose(known, cpu_only=False):
     about_gpu = _about_gpu(known)
     about_tools = _about_tools(known)
     about_library = _about_library(known, [finding for finding in about_tools if finding.weight == STOPS])
+    if known.environ.get("FCOS_CORE_FALLBACK") != "0" and known.environ.get("FORCE_CUDA") != "1":
+        # what keeps a build from working costs speed, since operators that need none serve instead
+        about_tools = _at_most(LIMITS, about_tools)
+        about_library = [f if f.name == "library-refused" else _at_most(LIMITS, [f])[0] for f in about_library]
     about_cuda = _about_cuda(known)
     if cpu_only:
         about_gpu, about_cuda = _at_most(NOTE, about_gpu), _at_most(NOTE, about_cuda)

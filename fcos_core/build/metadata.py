@@ -1,4 +1,4 @@
-"""The project's metadata for a setuptools that does not read `[project]` itself (before 61).
+"""The dependencies, and for a setuptools that does not read `[project]` itself (before 61) all other metadata.
 
 There is one source of it, pyproject.toml.  Python 3.7 to 3.10 have no TOML parser, so this reads the part of the
 format that our own file uses: strings, and lists of strings with comments, which are also valid Python.
@@ -14,8 +14,44 @@ def setuptools_reads_pyproject(version):
     return int(version.split(".")[0]) >= 61
 
 
+# torch before 2.3 was compiled for NumPy 1; newer versions of these are NumPy 2 or insist on it
+_BESIDE_OLD_TORCH = {"numpy": "numpy<2", "opencv-python": "opencv-python<4.12"}
+
+
+def dependencies(root, torch_version=None):
+    """List what the package needs.
+
+    Args:
+        root (str): folder of pyproject.toml.
+        torch_version (str or None): of the environment installed into; None if there is none, or it is not known.
+
+    Returns:
+        list[str]: requirements.
+    """
+    needed = _values(_section(_text(root), "tool.fcos_core"))["dependencies"]
+    numbers = [int(number) for number in re.findall(r"\d+", torch_version or "")[:2]]
+    if not numbers or numbers >= [2, 3]:
+        return needed
+    return [_BESIDE_OLD_TORCH.get(name, name) for name in needed]
+
+
+def torch_version(folder):
+    """Read the version of the torch in a site folder without importing it; None if it does not say."""
+    try:
+        with open(os.path.join(folder, "torch", "version.py"), encoding="utf-8") as stream:
+            found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", stream.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return found.group(1) if found else None
+
+
+def _text(root):
+    with open(os.path.join(root, "pyproject.toml"), encoding="utf-8") as stream:
+        return stream.read()
+
+
 def read(root):
-    """Read the metadata.
+    """Read all metadata but the dependencies.
 
     Args:
         root (str): folder of pyproject.toml.
@@ -23,8 +59,7 @@ def read(root):
     Returns:
         dict: keywords for `setuptools.setup`.
     """
-    with open(os.path.join(root, "pyproject.toml"), encoding="utf-8") as stream:
-        text = stream.read()
+    text = _text(root)
     project = _values(_section(text, "project"))
     scripts = _values(_section(text, "project.scripts"))
     with open(os.path.join(root, "fcos_core", "__init__.py"), encoding="utf-8") as stream:
@@ -39,7 +74,6 @@ def read(root):
         "long_description_content_type": "text/markdown",
         "python_requires": project["requires-python"],
         "classifiers": project["classifiers"],
-        "install_requires": project["dependencies"],
         "extras_require": _values(_section(text, "project.optional-dependencies")),
         "entry_points": {"console_scripts": ["{} = {}".format(*item) for item in scripts.items()]},
     }

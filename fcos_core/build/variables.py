@@ -4,6 +4,7 @@
 VARIABLES = {
     "FCOS_CORE_CACHE": "folder for libraries that are built at first use",
     "FCOS_CORE_NINJA": "1 or 0: compile with or without ninja (default: with, on Windows without)",
+    "FCOS_CORE_FALLBACK": "0: an error where operators cannot be compiled; 1: never compile, take those of torch",
     "FORCE_CUDA": "1: CUDA kernels also where torch sees no GPU; 0: none",
     "TORCH_CUDA_ARCH_LIST": "GPU architectures to compile for, such as 8.6 or '7.5;8.6+PTX'",
     "CUDA_HOME": "the CUDA toolkit to compile with, if its major version is that of torch",

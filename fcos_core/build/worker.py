@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 
 from fcos_core.build import compiler, cuda, findings, flags, hostcc, jobs, sources, stamp
 from fcos_core.build.errors import BuildError
@@ -70,6 +71,7 @@ def compile_library(csrc, output, temporary):
         flush=True,
     )
     extension = {"csrc": csrc, "description": description, "nvcc_flags": nvcc_flags, "library_dirs": library_dirs}
+    started = time.time()
     try:
         library = _run_build_ext(extension, temporary, with_ninja)
     except MissingObjects as error:
@@ -77,6 +79,7 @@ def compile_library(csrc, output, temporary):
             raise
         print("{}\ntrying once more without ninja".format(error), flush=True)
         library = _run_build_ext(extension, temporary, False)
+    print("compiled and linked in {:.0f} s".format(time.time() - started), flush=True)
     os.makedirs(output, exist_ok=True)
     target = os.path.join(output, stamp.library_name())
     partial = "{}.{}".format(target, os.getpid())

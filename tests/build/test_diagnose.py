@@ -127,31 +127,31 @@ SITUATIONS = {
     ),
     "no compiler": (
         machine(tools={"compiler": ""}, library=UNBUILT),
-        (STOPS, "compiler-missing"),
+        (LIMITS, "compiler-missing"),
         "no C++ compiler found",
         "sudo apt-get install g++",
     ),
     "compiler too old for torch": (
         machine(tools={"compiler": "g++ (GCC) 4.8.5 20150623 (Red Hat 4.8.5-44)"}, library=UNBUILT),
-        (STOPS, "compiler-too-old"),
+        (LIMITS, "compiler-too-old"),
         "gcc 4.8 is too old for the headers of torch 2.4.1+cu121, which need gcc 9 or newer",
         "CXX=g++-9",
     ),
     "setuptools without pkg_resources": (
         machine(torch={"version": "2.1.2"}, tools={"has_pkg_resources": False}, library=UNBUILT),
-        (STOPS, "setuptools-too-new"),
+        (LIMITS, "setuptools-too-new"),
         "needs pkg_resources",
         'pip install "setuptools<81"',
     ),
     "no setuptools": (
         machine(tools={"setuptools": ""}, library=UNBUILT),
-        (STOPS, "setuptools-missing"),
+        (LIMITS, "setuptools-missing"),
         "no setuptools",
         "pip install",
     ),
     "no Python.h": (
         machine(tools={"python_headers": "/usr/include/python3.10"}, library=UNBUILT),
-        (STOPS, "python-headers-missing"),
+        (LIMITS, "python-headers-missing"),
         "/usr/include/python3.10",
         "python3-dev",
     ),
@@ -221,7 +221,7 @@ SITUATIONS = {
     ),
     "stale library without sources": (
         machine(library=dict(UNBUILT, reason="built for torch 1.7.1, this is 2.4.1", has_sources=False)),
-        (STOPS, "sources-missing"),
+        (LIMITS, "sources-missing"),
         "this installation has no sources to build another",
         "install fcos_core again",
     ),
@@ -288,6 +288,24 @@ def test_situation(name):
     assert works == (gravest[0] != STOPS)
     if gravest[0] == STOPS:
         assert sentence.startswith("Training would not work: ") and found[0].cause in sentence
+
+
+NO_BUILD = ["compiler-missing", "compiler-too-old", "setuptools-too-new", "setuptools-missing",
+            "python-headers-missing", "sources-missing"]  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", [{"FCOS_CORE_FALLBACK": "0"}, {"FORCE_CUDA": "1"}])
+def test_what_keeps_a_build_from_working_stops_where_nothing_may_serve_instead(variable):
+    situations = [situation for situation in SITUATIONS.values() if situation[1][1] in NO_BUILD]
+    assert {gravest[1] for _, gravest, _, _ in situations} == set(NO_BUILD)
+    for known, gravest, _, _ in situations:
+        works, _ = diagnose.verdict(known, diagnose.diagnose(known))
+        assert works and gravest[0] == LIMITS
+        known = known._replace(environ=variable)
+        found = diagnose.diagnose(known)
+        assert found[0].weight == STOPS and (STOPS, gravest[1]) in [(one.weight, one.name) for one in found]
+        works, sentence = diagnose.verdict(known, found)
+        assert not works and sentence.startswith("Training would not work: ")
 
 
 def test_all_is_well():

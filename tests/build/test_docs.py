@@ -75,7 +75,7 @@ def test_readme_leads_there():
 
 def test_links_of_the_page(text):
     headings = {re.sub(r"[^\w -]", "", line[2:].strip().lower()).strip().replace(" ", "-")
-                for line in text.splitlines() if line.startswith("## ")}  # fmt: skip
+                for line in text.splitlines() if line.startswith(("## ", "### "))}  # fmt: skip
     for target in re.findall(r"\]\(#([\w-]+)\)", text):
         assert target in headings
     assert os.path.isfile(os.path.join(ROOT, "docs", "..", "README.md"))

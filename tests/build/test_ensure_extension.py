@@ -83,6 +83,38 @@ def test_any_other_is_left_alone_and_one_is_built(package, kind, monkeypatch, ca
     assert ("built for torch 0.4.1" in messages) == (kind == "stale")
 
 
+def test_the_package_folder_is_not_written_to(package, monkeypatch):
+    """It may lie in a site-packages that belongs to root."""
+    monkeypatch.setattr(extension, "run_worker", fake_worker)
+    install(package, dict(current(package), torch="0.4.1"))
+    before = sorted((name, os.stat(os.path.join(str(package), name)).st_mtime) for name in os.listdir(str(package)))
+    mode = os.stat(str(package)).st_mode
+    os.chmod(str(package), 0o555)
+    try:
+        library = ensure_extension()
+    finally:
+        os.chmod(str(package), mode)
+    assert library.startswith(cache.libraries_dir())
+    after = sorted((name, os.stat(os.path.join(str(package), name)).st_mtime) for name in os.listdir(str(package)))
+    assert after == before
+
+
+def test_torch_replaced_underneath_is_noticed_by_the_next_process(package, monkeypatch, capfd):
+    """The installed library fits, torch is upgraded, another one is built; back again, the first one serves."""
+    monkeypatch.setattr(extension, "run_worker", fake_worker)
+    first = install(package, current(package))
+    assert ensure_extension() == first
+    collect = stamp.collect
+    monkeypatch.setattr(stamp, "collect", lambda *a, **k: dict(collect(*a, **k), torch="99.0"))
+    second = ensure_extension()
+    assert second.startswith(cache.libraries_dir())
+    said = capfd.readouterr().err
+    assert "building the ops for torch 99.0" in said and "built for torch" in said
+    assert ensure_extension() == second and "building" not in capfd.readouterr().err
+    monkeypatch.setattr(stamp, "collect", collect)
+    assert ensure_extension() == first
+
+
 def test_edited_sources_are_built_again(package, monkeypatch):
     monkeypatch.setattr(extension, "run_worker", fake_worker)
     first = ensure_extension()

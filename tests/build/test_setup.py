@@ -146,9 +146,11 @@ def test_metadata_for_an_old_setuptools_is_that_of_pyproject():
     else:
         tomllib = pytest.importorskip("tomli")
     with open(os.path.join(ROOT, "pyproject.toml"), "rb") as stream:
-        project = tomllib.load(stream)["project"]
+        content = tomllib.load(stream)
+    project = content["project"]
     read = metadata.read(ROOT)
-    assert read["install_requires"] == project["dependencies"]
+    assert metadata.dependencies(ROOT) == content["tool"]["fcos_core"]["dependencies"]
+    assert "dependencies" in project["dynamic"]
     assert read["extras_require"] == project["optional-dependencies"]
     assert read["classifiers"] == project["classifiers"]
     assert read["python_requires"] == project["requires-python"]
@@ -159,6 +161,20 @@ def test_metadata_for_an_old_setuptools_is_that_of_pyproject():
     import fcos_core
 
     assert read["version"] == fcos_core.__version__
+
+
+def test_dependencies_leave_the_torch_that_is_there_alone(tmp_path, monkeypatch):
+    """NumPy 2 beside torch 2.1, or a torchvision that wants another torch, would break what worked before."""
+    (tmp_path / "torch").mkdir()
+    for version, narrowed in (("1.7.1", True), ("2.2.2+cu121", True), ("2.3.1", False), ("2.14.1+cu130", False)):
+        (tmp_path / "torch" / "version.py").write_text("__version__ = '{}'\ndebug = False\n".format(version))
+        monkeypatch.setattr(commands, "expose_torch", lambda: str(tmp_path))
+        needed = commands.setup_arguments(ROOT)["install_requires"]
+        assert ("numpy<2" in needed) == ("opencv-python<4.12" in needed) == narrowed, version
+        assert ("numpy" in needed) == ("opencv-python" in needed) == (not narrowed), version
+        assert "torch>=1.7" in needed and not [name for name in needed if name.startswith("torchvision")]
+    monkeypatch.setattr(commands, "expose_torch", lambda: None)
+    assert "numpy" in commands.setup_arguments(ROOT)["install_requires"]
 
 
 def test_the_one_setuptools_that_misreads_pyproject_is_named(monkeypatch):

@@ -68,7 +68,7 @@ def ml_nms_wrong(boxes, scores, labels, iou_threshold):
         labels.shape != boxes.shape[:1] and "labels are not [M]",
         not whole(labels) and labels.dtype not in DTYPES and "labels are {}".format(labels.dtype),
         labels.dtype.is_floating_point and bool((labels.double() % 1 != 0).any()) and "labels are fractions",
-        labels.dtype.is_floating_point and bool((labels.abs() == math.inf).any()) and "labels are infinite",
+        labels.dtype.is_floating_point and bool((labels.double().abs() == math.inf).any()) and "labels are infinite",
     )
 
 
