@@ -371,7 +371,7 @@ def psroi_results(input, rois, trans, output_dim, pooled_size, **arguments):
 def psroi_reference(results, input, rois, trans, **numbers):
     classes = 1 if trans is None else trans.shape[1] // 2
     samples = len(rois) * classes * (numbers["pooled_size"] * numbers["sample_per_part"]) ** 2
-    if samples > 1000 or bool((rois.abs() > 1e5).any()) or numbers["spatial_scale"] > 1e5:
+    if samples > 1000 or bool((rois.double().abs() > 1e5).any()) or numbers["spatial_scale"] > 1e5:
         return None
     output, counts = deform_psroi_pooling.deform_psroi_pooling(input, rois, trans, **numbers)
     # a position that is half a cell outside is in or out by rounding
