@@ -19,7 +19,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from compatibility import cells, records, toolkits, ways  # noqa: E402
+from compatibility import cells, records, steps, toolkits, ways  # noqa: E402
 
 
 def main(arguments=None):
@@ -32,7 +32,11 @@ def main(arguments=None):
     options.logs = os.path.abspath(options.logs)
     if options.work:
         os.makedirs(options.work, exist_ok=True)
-    return {"cells": cells.run_all, "toolkits": toolkits.run_all, "ways": ways.run_all}[options.what](options)
+    try:
+        return {"cells": cells.run_all, "toolkits": toolkits.run_all, "ways": ways.run_all}[options.what](options)
+    except steps.StepError as error:
+        print("compatibility_matrix: {}".format(error))
+        return 1
 
 
 def _parser():

@@ -20,7 +20,7 @@ def cxx_flags(kind, openmp):
     # -g0: Python's own flags often carry -g, which triples time and size
     flags = ["-O3", "-g0"]
     if kind == "gcc":
-        # torch's headers fill a GB; collecting garbage before that costs a fifth of the time and frees little
+        # torch's headers fill a GB; to collect garbage before that takes a tenth of the time and frees little
         flags += ["--param", "ggc-min-expand=300", "--param", "ggc-min-heapsize=1000000"]
     if openmp and kind != "apple-clang":
         flags.append("-fopenmp")

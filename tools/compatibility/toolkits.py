@@ -52,7 +52,7 @@ def run_toolkit(home, options):
         record["archs"] = " ".join(map(str, numbers))
         with work_folder(options.work) as folder:
             environment = Environment(find_python(python, options.pythons), folder, log)
-            wanted = ["torch==" + torch.version, "setuptools<81", "wheel", "ninja", "numpy<2"]
+            wanted = ["torch==" + torch.version, "setuptools<81", "wheel", "ninja", "numpy"] + list(torch.others)
             environment.pip("install torch", "install", *wanted)
             build(environment, home, numbers, record)
         record["result"] = "passed"

@@ -13,7 +13,7 @@ from compatibility.steps import ROOT, Environment, StepError, commit, find_pytho
 CELLS = ("1.7.1/3.7", "2.14.1/3.11", "2.14.1/3.13")
 
 # what torch and its build code need beside it where a way brings no dependencies
-_BUILD_PACKAGES = ("numpy<2", "setuptools<81", "wheel", "ninja")
+_BUILD_PACKAGES = ("numpy", "setuptools<81", "wheel", "ninja")
 
 
 def _pip(environment, *arguments):
@@ -30,7 +30,7 @@ def _setup_py(*words):
         environment.pip("install what builds", "install", "-U", *_BUILD_PACKAGES)
         environment.run(" ".join(words), [environment.python, "setup.py"] + list(words))
         if words[0] == "build_ext":
-            environment.pip("install what is used", "install", "-v", "yacs", "pillow", "ninja", "numpy<2")
+            environment.pip("install what is used", "install", "-v", "yacs", "pillow", "ninja", "numpy")
 
     return run
 
@@ -113,13 +113,12 @@ def run_cell(text, present, options):
     log = "ways-{}-{}.log".format(text.replace("/", "-"), "torch" if present else "none")
     with work_folder(options.work) as folder:
         environment = Environment(find_python(python, options.pythons), folder, os.path.join(options.logs, log))
-        wanted = ["torch=={}".format(torch.version), "numpy<2"]
         # whatever asks for torch gets this release, and not a newer one of some gigabytes
         constraint = os.path.join(folder, "constraint.txt")
         with open(constraint, "w") as stream:
-            stream.write(wanted[0] + "\n")
+            stream.write("\n".join(("torch==" + torch.version,) + torch.others) + "\n")
         environment.variables["PIP_CONSTRAINT"] = environment.variables["UV_CONSTRAINT"] = constraint
-        environment.pip("install torch", "install", *wanted)
+        environment.pip("install torch", "install", "torch", "numpy")
         for name in names:
             record = {
                 "way": name,
