@@ -39,11 +39,15 @@ def once(function):
 
 
 def row_of_calls(function, calls, queue):
-    """Time of one of some calls in a row, in ms, by CUDA events."""
+    """Time of one of some calls in a row, in ms, by CUDA events.
+
+    queue: whether the GPU waits until they are queued; or for how many cycles, for each of them.
+    """
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     if queue:
-        torch.cuda._sleep(calls * 200000)  # cycles, about 0.1 ms for the host to make a call
+        cycles = 200000 if queue is True else queue  # 200000 are about 0.1 ms, for the host to make a call
+        torch.cuda._sleep(calls * cycles)
     begin.record()
     for _ in range(calls):
         function()

@@ -126,6 +126,19 @@ inline SymInt sym_size(const at::Tensor& t, int64_t dim) { return t.size(dim); }
 inline SymInt to_symint(const c10::IValue& value) { return value.toInt(); }
 #endif
 
+// Whether a tensor is its memory and nobody looks at the operators that run on it: no torch.compile,
+// dispatch mode, subclass, lazy negation. Only then may a kernel be called past the dispatcher.
+inline bool is_plain(const at::Tensor& t) {
+  if (!t.has_storage()) return false;  // of vmap, for example
+#if FCOS_TORCH_AT_LEAST(1, 11)
+  const auto keys = t.key_set() | c10::impl::tls_local_dispatch_key_set().included_;
+  for (const auto key : {c10::DispatchKey::Python, c10::DispatchKey::Negative,
+                         c10::DispatchKey::Conjugate, c10::DispatchKey::ZeroTensor})
+    if (keys.has(key)) return false;
+#endif
+  return true;
+}
+
 // Whether torch.use_deterministic_algorithms asks for the same bits each time. An op that cannot
 // give them calls at::globalContext().alertNotDeterministic(name), which raises or warns.
 inline bool wants_determinism() {

@@ -96,10 +96,16 @@ __device__ __forceinline__ float16 narrow<float16>(float value) {
 }
 template <>
 __device__ __forceinline__ bfloat16 narrow<bfloat16>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  bfloat16 rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(value));
+  return rounded;
+#else
   const uint32_t bits = __float_as_uint(value);
   // a NaN whose payload would round to infinity stays one
   if (value != value) return {static_cast<uint16_t>((bits >> 16) | 0x40)};
   return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+#endif
 }
 
 // Kernels add float32 or float64 only: gradients of half dtypes are summed in float32.

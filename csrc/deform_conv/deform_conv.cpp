@@ -416,7 +416,7 @@ int64_t rows_per_part(const Arguments& a) {
   const int64_t row_bytes = std::max<int64_t>(
       1, std::max(a.channels(), a.options.deformable_groups) * a.num_taps() *
              static_cast<int64_t>(a.input.element_size()));
-  const int64_t most = std::max<int64_t>(1, kColumnBytes / row_bytes);
+  const int64_t most = std::max<int64_t>(1, kColumnBytesCuda / row_bytes);
   return ceil_div(total, std::max<int64_t>(1, ceil_div(total, most)));
 }
 
@@ -473,12 +473,15 @@ Gradients backward_cuda(const at::Tensor& grad, const at::Tensor& input, const a
   const at::Tensor part = at::zeros_like(p.weight);
   const at::Tensor sum = in_parts ? part.to(at::kFloat) : part;
   const at::Tensor scratch = at::empty({step, groups, p.weight.size(2)}, p.input.options());
+  const at::Tensor lists =
+      at::empty({deform_conv_lists_cuda(p.problem, step)}, p.input.options().dtype(at::kByte));
   for (int64_t first = 0; first < rows.size(0); first += step) {
     const int64_t count = std::min(step, rows.size(0) - first);
     const at::Tensor out = rows.narrow(0, first, count), columns = scratch.narrow(0, 0, count);
     multiply(columns, out, p.weight, false);
     check_launch(kName, deform_conv_backward_cuda(p.problem, first, static_cast<int32_t>(count),
                                                   buffers.pointers, mutable_data(scratch),
+                                                  lists.numel() ? mutable_data(lists) : nullptr,
                                                   scope.stream));
     if (in_parts && first > 0) part.zero_();
     add_outer(part, out, columns);

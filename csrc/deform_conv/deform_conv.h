@@ -24,8 +24,9 @@
 // How: the columns of many output positions are written to scratch memory, [position, group, tap,
 // channel of the group], and the rest is a matrix product, which torch does. Channels are innermost
 // everywhere, so a point is worked out once for a whole vector of channels. Scratch is bounded by
-// kColumnBytes: positions are taken in parts that fit. On the CPU each of the threads has a part of
-// its own, of kBlockBytes; the backward holds at most kColumnBytes of them at a time.
+// kColumnBytes, on a GPU by kColumnBytesCuda: positions are taken in parts that fit. On the CPU each
+// of the threads has a part of its own, of kBlockBytes; the backward holds at most kColumnBytes of
+// them at a time.
 //
 // dtypes: input, weight, bias and results share one. Points and blending are computed in float32,
 // or float64 for float64; offset and mask are read in that dtype, whatever the dtype of the
@@ -34,7 +35,7 @@
 // is kept in float32 at least and rounded once.
 //
 // The CPU gives the same bits for any number of threads. On a GPU the gradient of the input is
-// summed by atomics in an order that varies; all else is reproducible.
+// summed in an order that varies; all else is reproducible.
 //
 // Sources: Dai et al., Deformable Convolutional Networks, arXiv:1703.06211, section 2.1; Zhu et
 // al., Deformable ConvNets v2, arXiv:1811.11168, section 3.2.
@@ -47,7 +48,8 @@
 
 namespace fcos_core {
 
-constexpr int64_t kColumnBytes = int64_t(64) << 20;  // of columns in memory at a time
+constexpr int64_t kColumnBytes = int64_t(64) << 20;       // of columns in memory, on a CPU
+constexpr int64_t kColumnBytesCuda = int64_t(256) << 20;  // on a GPU, and of lists beside them
 constexpr int64_t kBlockBytes = int64_t(4) << 20;    // of columns that one CPU thread works on
 
 // A [N, channels, Ho, Wo] map of any layout.
@@ -210,9 +212,12 @@ void deform_conv_backward_input_cpu(const DeformConvProblem& problem, int64_t im
 const char* deform_conv_columns_cuda(const DeformConvProblem& problem, int64_t first, int32_t count,
                                      void* columns, void* stream);
 
-// `columns` holds their gradient before and the columns after; writes all gradients.
+// `columns` holds their gradient before and the columns after; writes all gradients. `lists` is
+// memory of deform_conv_lists_cuda(problem, count) bytes, or null if that is 0; it serves smaller
+// counts too.
+int64_t deform_conv_lists_cuda(const DeformConvProblem& problem, int64_t count);
 const char* deform_conv_backward_cuda(const DeformConvProblem& problem, int64_t first,
                                       int32_t count, const DeformConvGradients& gradients,
-                                      void* columns, void* stream);
+                                      void* columns, void* lists, void* stream);
 
 }  // namespace fcos_core

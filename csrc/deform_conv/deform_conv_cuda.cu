@@ -2,18 +2,29 @@
 //
 // Work split: a team of 1 to 32 lanes of a warp takes one sample, that is one (output position,
 // deformable group, tap), and its lanes the packs of that group's channels, which lie side by side.
-// The point is worked out once per lane and serves all its packs; four reads and one write per pack
-// are contiguous over the team. Samples follow one another as the columns do, so neighbouring teams
+// The point is worked out once per lane and serves all its packs, kLanePacks of them where there are
+// as many; four reads and one write per pack are contiguous over the team. Samples follow one another as the columns do, so neighbouring teams
 // write neighbouring memory and read cells that the caches hold.
 //
-// The backward does all at once while a pack of the gradient of the columns is in registers: it
-// adds to the gradient of the input (atomically, four floats at a time where the GPU can), sums for the
-// gradients of offset and mask (shuffles in the team, no atomics), and puts the column in place of
-// its gradient for the matrix product that follows.
+// The backward has two parts, while a part of the columns holds their gradient:
+//
+// 1. The gradient of the input. A sample adds to four cells, and a cell gets about as many terms as
+//    the kernel has taps, four times over. Adding them up in memory, atomically, is what limits such
+//    kernels, so terms are listed by cell instead: each sample takes a place in the lists of its
+//    cells (an integer addition for all channels), then the lists get their room one behind another,
+//    and are filled with (row of the columns, weight). A team then owns a cell, reads the rows of its
+//    list and writes the sum once.
+// 2. Gradients of offset and mask: sums over the channels of a sample, by shuffles in its team, while
+//    the column takes the place of its gradient for the matrix product that follows.
+//
+// Where the lists would take too much memory, part 2 does part 1's work by atomic additions of four
+// floats at a time.
 #include "deform_conv.h"
 
 namespace fcos_core {
 namespace {
+
+constexpr int kLanePacks = 8;
 
 // Division of numbers below 2^31 by one that is known before the launch, in three instructions
 // (Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994).
@@ -44,7 +55,7 @@ struct Part {
   int32_t lanes;  // of a team, a power of two
   Divider kernel_width, kernel_height, deformable_groups, positions, out_width, group_size;
 
-  Part(const DeformConvProblem& p, int64_t begin, int32_t count, int pack)
+  Part(const DeformConvProblem& p, int64_t begin, int32_t count, int pack, int lane_packs)
       : lanes(1),
         kernel_width(p.kernel_width),
         kernel_height(p.kernel_height),
@@ -56,7 +67,8 @@ struct Part {
     first_image = begin / per_image;
     first = static_cast<int32_t>(begin % per_image);
     samples = static_cast<int32_t>(count * p.deformable_groups * p.kernel_height * p.kernel_width);
-    while (lanes < 32 && lanes < p.channels / p.deformable_groups / pack) lanes *= 2;
+    const int64_t packs = p.channels / p.deformable_groups / pack;
+    while (lanes < 32 && lanes * lane_packs < packs) lanes *= 2;
   }
 };
 
@@ -146,8 +158,8 @@ __device__ __forceinline__ C team_sum(C value, int32_t lanes, unsigned team) {
   return value;
 }
 
-template <typename T, int N>
-__global__ void __launch_bounds__(kThreads)
+template <typename T, int N, bool with_input>
+__global__ void __launch_bounds__(kThreads, with_input ? 1 : 3)
     backward_kernel(const DeformConvProblem p, const Part part, const T* __restrict__ input,
                     const DeformConvGradients gradients, T* columns) {
   using C = compute_t<T>;
@@ -181,6 +193,7 @@ __global__ void __launch_bounds__(kThreads)
         sums.right_step += grad[j] * (cells[3][j] - cells[1][j]);
       }
       *column = blended<N, T>(tap, cells);
+      if (!with_input) continue;
       C* grad_image = static_cast<C*>(gradients.input) + image;
 #pragma unroll
       for (int cell = 0; cell < 4; ++cell) {
@@ -199,6 +212,198 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// ---- gradient of the input by lists ------------------------------------------------------------
+
+// A term of the sum of a cell: the tap in the columns of group 0 of the convolution, and its factor.
+template <typename C>
+struct Term {
+  C factor;
+  int32_t tap;
+};
+
+// Cells are counted (image of the part, deformable group, pixel). Lists lie one behind another in
+// an order that varies.
+template <typename C>
+struct Lists {
+  int64_t cells;
+  int32_t pixels;    // of a map
+  Divider map_size;  // the same
+  int32_t* counts;   // [cells] terms of each
+  int32_t* begins;   // [cells] where its list begins
+  int32_t* used;     // [1] room that lists have taken
+  int32_t* places;   // [samples, 4] in the list of each cell, -1: no term
+  Term<C>* terms;    // [samples * 4]
+};
+
+// Calls use(cell of the part, index of the cell in the tap, factor) for the terms of a sample.
+template <typename C, typename Use>
+__device__ __forceinline__ void for_each_term(const DeformConvProblem& p, const Part& part,
+                                              const Lists<C>& lists, const TapIndex& at,
+                                              const Use& use) {
+  const Tap<C> tap = tap_at<C>(p, at);
+  const int64_t map =
+      ((at.image - part.first_image) * p.deformable_groups + at.group) * lists.pixels;
+#pragma unroll
+  for (int cell = 0; cell < 4; ++cell) {
+    const C factor = tap.scale * tap.weight[cell];
+    use(tap.pixel[cell] < 0 || factor == C(0) ? -1 : map + tap.pixel[cell], cell, factor);
+  }
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kThreads)
+    count_terms(const DeformConvProblem p, const Part part, const Lists<C> lists) {
+  FCOS_GRID_LOOP(int64_t, index, part.samples) {
+    int32_t row;
+    const TapIndex at = sample_at(part, static_cast<int32_t>(index), row);
+    for_each_term<C>(p, part, lists, at, [&](int64_t cell, int i, C) {
+      lists.places[4 * index + i] = cell < 0 ? -1 : atomicAdd(lists.counts + cell, 1);
+    });
+  }
+}
+
+// Room for the lists: one addition for a block of cells.
+template <typename C>
+__global__ void __launch_bounds__(kThreads) place_lists(const Lists<C> lists) {
+  __shared__ int32_t sums[kThreads / 32];
+  __shared__ int32_t first;
+  const int64_t cell = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int32_t count = cell < lists.cells ? lists.counts[cell] : 0;
+  int32_t until = count;  // including this one
+  for (int step = 1; step < 32; step *= 2) {
+    const int32_t other = __shfl_up_sync(0xffffffffu, until, step);
+    if (lane >= step) until += other;
+  }
+  if (lane == 31) sums[warp] = until;
+  __syncthreads();
+  int32_t before = 0, all = 0;
+  for (int w = 0; w < kThreads / 32; ++w) {
+    if (w < warp) before += sums[w];
+    all += sums[w];
+  }
+  if (threadIdx.x == 0) first = atomicAdd(lists.used, all);
+  __syncthreads();
+  if (cell < lists.cells) lists.begins[cell] = first + before + until - count;
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kThreads)
+    fill_lists(const DeformConvProblem p, const Part part, const Lists<C> lists) {
+  const int32_t taps = p.kernel_height * p.kernel_width;
+  FCOS_GRID_LOOP(int64_t, index, part.samples) {
+    int32_t row;
+    const TapIndex at = sample_at(part, static_cast<int32_t>(index), row);
+    const int32_t tap = row * static_cast<int32_t>(p.groups) * taps +
+                        at.kernel_y * p.kernel_width + at.kernel_x;
+    for_each_term<C>(p, part, lists, at, [&](int64_t cell, int i, C factor) {
+      if (cell >= 0) lists.terms[lists.begins[cell] + lists.places[4 * index + i]] = {factor, tap};
+    });
+  }
+}
+
+// A team takes a cell.
+template <typename T, int N>
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const DeformConvProblem p, const Part part, const Lists<compute_t<T>> lists,
+                  const T* __restrict__ columns, compute_t<T>* __restrict__ grad_input) {
+  using C = compute_t<T>;
+  const int32_t lane = threadIdx.x % part.lanes, teams = kThreads / part.lanes;
+  const int32_t size = static_cast<int32_t>(p.channels / p.deformable_groups);
+  const int32_t taps = p.kernel_height * p.kernel_width;
+  for (int64_t cell = int64_t(blockIdx.x) * teams + threadIdx.x / part.lanes; cell < lists.cells;
+       cell += int64_t(gridDim.x) * teams) {
+    const int32_t count = lists.counts[cell];
+    if (count == 0) continue;
+    const Term<C>* terms = lists.terms + lists.begins[cell];
+    int32_t map = static_cast<int32_t>(cell);
+    const int32_t pixel = lists.map_size.divide(map);
+    const int32_t group = part.deformable_groups.divide(map);  // map: the image within the part
+    C* to = grad_input + ((part.first_image + map) * lists.pixels + pixel) * p.channels;
+    for (int32_t i = lane * N; i < size; i += part.lanes * N) {
+      const int32_t channel = group * size + i;
+      int32_t conv_group = channel;
+      const int32_t in_group = part.group_size.divide(conv_group);
+      const T* from = columns + int64_t(conv_group) * taps * part.group_size.divisor + in_group;
+      C sums[N];
+#pragma unroll
+      for (int j = 0; j < N; ++j) sums[j] = C(0);
+#pragma unroll 4
+      for (int32_t k = 0; k < count; ++k) {
+        const Term<C> term = terms[k];
+        const auto pack = *reinterpret_cast<const Pack<T, N>*>(
+            from + int64_t(term.tap) * part.group_size.divisor);
+#pragma unroll
+        for (int j = 0; j < N; ++j) sums[j] += term.factor * widen(pack.values[j]);
+      }
+      auto* sum = reinterpret_cast<Pack<C, N>*>(to + channel);
+      Pack<C, N> total = *sum;
+#pragma unroll
+      for (int j = 0; j < N; ++j) total.values[j] += sums[j];
+      *sum = total;
+    }
+  }
+}
+
+int64_t samples_of(const DeformConvProblem& p, int64_t count) {
+  return count * p.deformable_groups * p.kernel_height * p.kernel_width;
+}
+
+// Cells of the images that `count` positions can touch.
+int64_t cells_of(const DeformConvProblem& p, int64_t count) {
+  const int64_t images = (count - 1) / (int64_t(p.out_height) * p.out_width) + 2;
+  return (images < p.num_images ? images : p.num_images) * p.deformable_groups * p.height * p.width;
+}
+
+int64_t aligned(int64_t bytes) { return ceil_div<int64_t>(bytes, 16) * 16; }
+
+template <typename T>
+int64_t lists_bytes(const DeformConvProblem& p, int64_t count) {
+  const int64_t samples = samples_of(p, count), cells = cells_of(p, count);
+  if (count == 0 || p.channels == 0 || cells == 0 || cells >= kMaxCount32 || 4 * samples >= kMaxCount32) return 0;
+  const int64_t bytes = aligned(4 * (cells + 1)) + aligned(4 * cells) + 16 * samples +
+                        4 * samples * static_cast<int64_t>(sizeof(Term<compute_t<T>>));
+  return bytes <= kColumnBytesCuda ? bytes : 0;
+}
+
+// Cuts `memory` of lists_bytes into lists.
+template <typename C>
+Lists<C> lists_of(const DeformConvProblem& p, const Part& part, int32_t count, void* memory) {
+  Lists<C> lists = {cells_of(p, count), p.height * p.width, Divider(int64_t(p.height) * p.width),
+                    static_cast<int32_t*>(memory), nullptr, nullptr, nullptr, nullptr};
+  unsigned char* bytes = static_cast<unsigned char*>(memory) + aligned(4 * (lists.cells + 1));
+  lists.used = lists.counts + lists.cells;
+  lists.begins = reinterpret_cast<int32_t*>(bytes);
+  bytes += aligned(4 * lists.cells);
+  lists.terms = reinterpret_cast<Term<C>*>(bytes);
+  lists.places = reinterpret_cast<int32_t*>(bytes + 4 * int64_t(part.samples) * sizeof(Term<C>));
+  return lists;
+}
+
+template <typename T, int N>
+const char* gather_input(const DeformConvProblem& p, const Part& part, int64_t first, int32_t count,
+                         const DeformConvGradients& gradients, const void* columns, void* memory,
+                         cudaStream_t stream) {
+  using C = compute_t<T>;
+  Lists<C> lists = lists_of<C>(p, part, count, memory);
+  // no more maps than there are
+  const int64_t last = p.num_images - part.first_image;
+  const int64_t map = int64_t(lists.pixels) * p.deformable_groups;
+  if (lists.cells > last * map) lists.cells = last * map;
+  const char* error =
+      error_text(cudaMemsetAsync(lists.counts, 0, aligned(4 * (cells_of(p, count) + 1)), stream));
+  if (error) return error;
+  const unsigned blocks = grid_size(part.samples);
+  count_terms<C><<<blocks, kThreads, 0, stream>>>(p, part, lists);
+  place_lists<C><<<static_cast<unsigned>(ceil_div<int64_t>(lists.cells, kThreads)), kThreads, 0,
+                   stream>>>(lists);
+  fill_lists<C><<<blocks, kThreads, 0, stream>>>(p, part, lists);
+  const Part wide(p, first, count, N, 1);
+  gather_kernel<T, N><<<grid_size(lists.cells * wide.lanes), kThreads, 0, stream>>>(
+      p, wide, lists, static_cast<const T*>(columns), static_cast<C*>(gradients.input));
+  return launch_error();
+}
+
 // ---- launches ----------------------------------------------------------------------------------
 
 // Whether N channels at a time stay within one group of either kind and are aligned.
@@ -212,7 +417,7 @@ bool fits(const DeformConvProblem& p, const void* columns) {
 template <typename T, int N>
 const char* launch_columns_of(const DeformConvProblem& p, int64_t first, int32_t count,
                               void* columns, cudaStream_t stream) {
-  const Part part(p, first, count, N);
+  const Part part(p, first, count, N, kLanePacks);
   columns_kernel<T, N><<<grid_size(int64_t(part.samples) * part.lanes), kThreads, 0, stream>>>(
       p, part, static_cast<const T*>(p.input), static_cast<T*>(columns));
   return launch_error();
@@ -228,22 +433,32 @@ const char* launch_columns(const DeformConvProblem& p, int64_t first, int32_t co
 
 template <typename T, int N>
 const char* launch_backward_of(const DeformConvProblem& p, int64_t first, int32_t count,
-                               const DeformConvGradients& gradients, void* columns,
+                               const DeformConvGradients& gradients, void* columns, void* lists,
                                cudaStream_t stream) {
-  const Part part(p, first, count, N);
-  backward_kernel<T, N><<<grid_size(int64_t(part.samples) * part.lanes), kThreads, 0, stream>>>(
-      p, part, static_cast<const T*>(p.input), gradients, static_cast<T*>(columns));
+  const Part part(p, first, count, N, kLanePacks);
+  const unsigned blocks = grid_size(int64_t(part.samples) * part.lanes);
+  const T* input = static_cast<const T*>(p.input);
+  if (!lists) {
+    backward_kernel<T, N, true>
+        <<<blocks, kThreads, 0, stream>>>(p, part, input, gradients, static_cast<T*>(columns));
+    return launch_error();
+  }
+  const char* error = gather_input<T, N>(p, part, first, count, gradients, columns, lists, stream);
+  if (error) return error;
+  backward_kernel<T, N, false>
+      <<<blocks, kThreads, 0, stream>>>(p, part, input, gradients, static_cast<T*>(columns));
   return launch_error();
 }
 
 template <typename T>
 const char* launch_backward(const DeformConvProblem& p, int64_t first, int32_t count,
-                            const DeformConvGradients& gradients, void* columns,
+                            const DeformConvGradients& gradients, void* columns, void* lists,
                             cudaStream_t stream) {
   constexpr int N = 16 / sizeof(T);
-  return fits<T, N>(p, columns) && fits_pack<float, 4>(static_cast<float*>(gradients.input))
-             ? launch_backward_of<T, N>(p, first, count, gradients, columns, stream)
-             : launch_backward_of<T, 1>(p, first, count, gradients, columns, stream);
+  return fits<T, N>(p, columns) &&
+                 fits_pack<compute_t<T>, N>(static_cast<compute_t<T>*>(gradients.input))
+             ? launch_backward_of<T, N>(p, first, count, gradients, columns, lists, stream)
+             : launch_backward_of<T, 1>(p, first, count, gradients, columns, lists, stream);
 }
 
 }  // namespace
@@ -255,11 +470,15 @@ const char* deform_conv_columns_cuda(const DeformConvProblem& problem, int64_t f
                        static_cast<cudaStream_t>(stream));
 }
 
+int64_t deform_conv_lists_cuda(const DeformConvProblem& problem, int64_t count) {
+  return FCOS_DISPATCH(problem.dtype, lists_bytes, problem, count);
+}
+
 const char* deform_conv_backward_cuda(const DeformConvProblem& problem, int64_t first,
                                       int32_t count, const DeformConvGradients& gradients,
-                                      void* columns, void* stream) {
+                                      void* columns, void* lists, void* stream) {
   return FCOS_DISPATCH(problem.dtype, launch_backward, problem, first, count, gradients, columns,
-                       static_cast<cudaStream_t>(stream));
+                       lists, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace fcos_core

@@ -86,10 +86,12 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& rois, const Option
   return output;
 }
 
-template <typename Check, typename Kernel>
+// `writes(problem)`: whether the kernel writes the gradient of the input, all of it and in its dtype,
+// instead of adding to sums.
+template <typename Check, typename Writes, typename Kernel>
 at::Tensor backward(const at::Tensor& grad, const at::Tensor& rois, const Options& options,
                     int64_t num_images, int64_t channels, int64_t height, int64_t width,
-                    const Check& check_values, const Kernel& kernel) {
+                    const Check& check_values, const Writes& writes, const Kernel& kernel) {
   check_floating(kName, "grad", grad);
   check_rois(kName, rois, "grad", grad);
   check_map(num_images, channels, height, width);
@@ -101,15 +103,18 @@ at::Tensor backward(const at::Tensor& grad, const at::Tensor& rois, const Option
   const at::Tensor r = rois_for(rois, grad.scalar_type());
   check_values(r, num_images);
   const at::MemoryFormat layout = grad.suggest_memory_format();
+  const at::Tensor g = grad.contiguous(layout);
+  const RoiAlignProblem problem =
+      problem_of(r, g, layout, num_images, height, width, options);
+  const bool is_empty = grad.numel() == 0 || num_images * channels * height * width == 0;
+  const bool written = !is_empty && writes(problem);
   // What meets on a pixel is summed in float32 at least, and rounded once.
   const auto sum_dtype = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  at::Tensor grad_input = at::empty({num_images, channels, height, width},
-                                    grad.options().dtype(sum_dtype), layout);
-  grad_input.zero_();
-  if (grad.numel() > 0 && grad_input.numel() > 0) {
-    const at::Tensor g = grad.contiguous(layout);
-    kernel(problem_of(r, g, layout, num_images, height, width, options), g, grad_input);
-  }
+  at::Tensor grad_input =
+      at::empty({num_images, channels, height, width},
+                grad.options().dtype(written ? grad.scalar_type() : sum_dtype), layout);
+  if (!written) grad_input.zero_();
+  if (!is_empty) kernel(problem, g, grad_input);
   return grad_input.to(grad.scalar_type());
 }
 
@@ -135,6 +140,7 @@ at::Tensor backward_cpu(const at::Tensor& grad, const at::Tensor& rois, double s
                         bool aligned) {
   return backward(grad, rois, {spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned},
                   batch_size, channels, height, width, check_on_cpu,
+                  [](const RoiAlignProblem&) { return false; },
                   [](const RoiAlignProblem& problem, const at::Tensor& in, at::Tensor& out) {
                     roi_align_backward_cpu(problem, const_data(in), mutable_data(out));
                   });
@@ -146,8 +152,10 @@ at::Tensor backward_cpu(const at::Tensor& grad, const at::Tensor& rois, double s
 // Reading the numbers of images would wait for the GPU; the kernels deal with wrong ones.
 void leave_values(const at::Tensor&, int64_t) {}
 
-at::Tensor scratch_of(const RoiAlignProblem& problem, const at::Tensor& like) {
-  return at::empty({roi_align_cuda_scratch(problem)}, like.options().dtype(at::kByte));
+at::Tensor scratch_of(const RoiAlignProblem& problem, bool backward, bool ordered,
+                      const at::Tensor& like) {
+  return at::empty({roi_align_cuda_scratch(problem, backward, ordered)},
+                   like.options().dtype(at::kByte));
 }
 
 at::Tensor forward_cuda(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
@@ -157,7 +165,7 @@ at::Tensor forward_cuda(const at::Tensor& input, const at::Tensor& rois, double 
                  leave_values, [](const RoiAlignProblem& problem, const at::Tensor& in,
                                   at::Tensor& out) {
                    const CudaScope scope(in);
-                   const at::Tensor scratch = scratch_of(problem, in);
+                   const at::Tensor scratch = scratch_of(problem, false, false, in);
                    check_launch(kName, roi_align_cuda(problem, const_data(in), mutable_data(out),
                                                       mutable_data(scratch), scope.stream));
                  });
@@ -167,15 +175,19 @@ at::Tensor backward_cuda(const at::Tensor& grad, const at::Tensor& rois, double 
                          int64_t pooled_height, int64_t pooled_width, int64_t batch_size,
                          int64_t channels, int64_t height, int64_t width, int64_t sampling_ratio,
                          bool aligned) {
+  const bool ordered = wants_determinism();
   return backward(
       grad, rois, {spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned}, batch_size,
       channels, height, width, leave_values,
-      [](const RoiAlignProblem& problem, const at::Tensor& in, at::Tensor& out) {
+      [=](const RoiAlignProblem& problem) {
+        return roi_align_backward_cuda_copies(problem, ordered);
+      },
+      [=](const RoiAlignProblem& problem, const at::Tensor& in, at::Tensor& out) {
         const CudaScope scope(in);
-        const at::Tensor scratch = scratch_of(problem, in);
-        check_launch(kName, roi_align_backward_cuda(problem, const_data(in), mutable_data(out),
-                                                    wants_determinism(), mutable_data(scratch),
-                                                    scope.stream));
+        const at::Tensor scratch = scratch_of(problem, true, ordered, in);
+        check_launch(kName,
+                     roi_align_backward_cuda(problem, const_data(in), mutable_data(out), ordered,
+                                             mutable_data(scratch), scope.stream));
       });
 }
 #endif

@@ -64,11 +64,16 @@ void roi_align_cpu(const RoiAlignProblem& problem, const void* input, void* outp
 // else float32; `grad`, the gradient of the output, is of problem.dtype.
 void roi_align_backward_cpu(const RoiAlignProblem& problem, const void* grad, void* grad_input);
 
-// The same on a GPU. `scratch` is device memory of roi_align_cuda_scratch(problem) bytes, mostly 0.
+// The same on a GPU. `scratch` is device memory at an address of 16, of as many bytes as
+// roi_align_cuda_scratch(problem, backward, ordered), mostly 0; of contiguous maps with many rois it
+// holds a copy of some channels.
 // `ordered`: sums in the order of the rois, for the same bits each time.
-int64_t roi_align_cuda_scratch(const RoiAlignProblem& problem);
+// If roi_align_backward_cuda_copies(problem, ordered), the backward writes all of `grad_input`, in
+// problem.dtype, instead of adding to it.
+int64_t roi_align_cuda_scratch(const RoiAlignProblem& problem, bool backward, bool ordered);
 const char* roi_align_cuda(const RoiAlignProblem& problem, const void* input, void* output,
                            void* scratch, void* stream);
+bool roi_align_backward_cuda_copies(const RoiAlignProblem& problem, bool ordered);
 const char* roi_align_backward_cuda(const RoiAlignProblem& problem, const void* grad,
                                     void* grad_input, bool ordered, void* scratch, void* stream);
 

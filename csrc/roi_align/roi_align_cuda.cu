@@ -1,18 +1,20 @@
-// CUDA kernels of RoIAlign, see roi_align.h.
+// CUDA kernels of RoIAlign for every layout and size, see roi_align.h; roi_align_slices.h has those
+// for the usual ones, which are taken where they fit.
 //
 // A block makes the taps of one roi, its threads sharing the bins, and applies them to a slice of
 // the channels. The taps lie in shared memory, or if the map is so large that they do not fit, in a
 // piece of scratch memory for each block; a block then goes on to further rois.
 //
-// Forward: a thread computes one bin of kPack channels. Channels_last: kPack channels are one load
-// of 16 bytes where sizes and addresses allow it, and a warp reads 32 of them in a row.
-// Contiguous: kPack is 1, and neighbouring threads compute neighbouring bins.
+// Forward: a thread computes one bin of one channel; neighbouring threads take neighbouring channels
+// (channels_last) or bins.
 //
 // Backward: a thread gathers for one touched pixel and kPack channels the gradients of all bins of
 // the roi, so that each pixel takes one addition, however many samples fell onto it. Rois meet on a
 // pixel by atomic additions to float32 or float64. If `ordered`, a block owns some rows of an image
 // and a slice of channels instead, and adds the rois to them one after the other.
 #include "roi_align.h"
+
+#include "roi_align_slices.h"
 
 namespace fcos_core {
 namespace {
@@ -114,31 +116,27 @@ __device__ __forceinline__ int slice_packs(const RoiAlignProblem& p, const Layou
 
 // ---- forward ---------------------------------------------------------------------------------
 
-// One bin of kPack channels; `input` is the image of these channels.
-template <typename T, typename Index, int kPack>
-__device__ __forceinline__ void pool(const RoiAlignTaps<compute_t<T>>& taps, int bin_y, int bin_x,
-                                     const T* __restrict__ input, const Strides<Index>& map,
-                                     compute_t<T>* sum) {
+// One bin; `input` is the image of this channel.
+template <typename T, typename Index>
+__device__ __forceinline__ compute_t<T> pool(const RoiAlignTaps<compute_t<T>>& taps, int bin_y,
+                                             int bin_x, const T* __restrict__ input,
+                                             const Strides<Index>& map) {
   using C = compute_t<T>;
   const RoiAlignAxis<C>&y = taps.y, &x = taps.x;
-#pragma unroll
-  for (int k = 0; k < kPack; ++k) sum[k] = C(0);
+  C sum = C(0);
   const int begin_y = y.offset[bin_y], count_y = y.offset[bin_y + 1] - begin_y;
   const int begin_x = x.offset[bin_x], count_x = x.offset[bin_x + 1] - begin_x;
   const int *rows = y.pixel + y.first_slot[bin_y], *columns = x.pixel + x.first_slot[bin_x];
   for (int i = 0; i < count_y; ++i) {
     const C weight_y = y.weight[begin_y + i];
     const T* line = input + rows[i] * map.y;
-    for (int j = 0; j < count_x; ++j) {
-      const C weight = weight_y * x.weight[begin_x + j];
-      const auto values = *reinterpret_cast<const Pack<T, kPack>*>(line + columns[j] * map.x);
-#pragma unroll
-      for (int k = 0; k < kPack; ++k) sum[k] += weight * widen(values.values[k]);
-    }
+    for (int j = 0; j < count_x; ++j)
+      sum += weight_y * x.weight[begin_x + j] * widen(line[columns[j] * map.x]);
   }
+  return sum;
 }
 
-template <typename T, typename Index, int kPack>
+template <typename T, typename Index>
 __global__ void __launch_bounds__(kThreads)
     roi_align_forward(RoiAlignProblem p, TapsMemory memory, Layout<Index> layout,
                       const T* __restrict__ input, T* __restrict__ output) {
@@ -149,28 +147,22 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t work = blockIdx.x; work < num_work; work += gridDim.x) {
     const int64_t roi = work / layout.slices;
     const int first = static_cast<int>(work - roi * layout.slices) * layout.slice_channels;
-    const int packs = slice_packs<kPack>(p, layout, first);
+    const int channels = slice_packs<1>(p, layout, first);
     const RoiAlignTaps<C> taps = make_taps<C>(p, memory, roi);
     const T* from = input + (taps.usable ? static_cast<Index>(taps.image) * layout.map.image : 0);
     T* to = output + static_cast<Index>(roi) * layout.pooled.image;
 
-    for (int item = threadIdx.x; item < num_bins * packs; item += blockDim.x) {
-      int bin, pack;
-      split(p.channels_last, item, num_bins, packs, bin, pack);
+    for (int item = threadIdx.x; item < num_bins * channels; item += blockDim.x) {
+      int bin, channel;
+      split(p.channels_last, item, num_bins, channels, bin, channel);
       const int y = bin / width, x = bin - y * width;
-      const Index channel = first + pack * kPack;
-      C sum[kPack];
-      if (taps.usable) {
-        pool<T, Index, kPack>(taps, taps.y.output_bin(y), taps.x.output_bin(x),
-                              from + channel * layout.map.channel, layout.map, sum);
-      } else {
-        for (int k = 0; k < kPack; ++k) sum[k] = static_cast<C>(NAN);
-      }
-      Pack<T, kPack> result;
-#pragma unroll
-      for (int k = 0; k < kPack; ++k) result.values[k] = narrow<T>(sum[k]);
-      *reinterpret_cast<Pack<T, kPack>*>(to + channel * layout.pooled.channel +
-                                         y * layout.pooled.y + x * layout.pooled.x) = result;
+      channel += first;
+      C value = static_cast<C>(NAN);
+      if (taps.usable)
+        value = pool<T, Index>(taps, taps.y.output_bin(y), taps.x.output_bin(x),
+                               from + channel * layout.map.channel, layout.map);
+      to[channel * layout.pooled.channel + y * layout.pooled.y + x * layout.pooled.x] =
+          narrow<T>(value);
     }
   }
 }
@@ -246,7 +238,7 @@ __device__ __forceinline__ void spread_roi(const RoiAlignProblem& p, const Layou
   }
 }
 
-template <typename T, typename Index, int kPack>
+template <typename T, typename Index>
 __global__ void __launch_bounds__(kThreads)
     roi_align_backward(RoiAlignProblem p, TapsMemory memory, Layout<Index> layout,
                        const T* __restrict__ grad, compute_t<T>* __restrict__ grad_input) {
@@ -256,8 +248,8 @@ __global__ void __launch_bounds__(kThreads)
     const int first = static_cast<int>(work - roi * layout.slices) * layout.slice_channels;
     const auto taps = make_taps<compute_t<T>>(p, memory, roi);
     if (!taps.usable) continue;
-    spread_roi<T, Index, kPack, true>(p, layout, taps, roi, first, 0,
-                                                     static_cast<int>(p.height), grad, grad_input);
+    spread_roi<T, Index, 1, true>(p, layout, taps, roi, first, 0, static_cast<int>(p.height), grad,
+                                  grad_input);
   }
 }
 
@@ -293,8 +285,8 @@ __global__ void __launch_bounds__(kThreads)
       // waits for the block, so that all of the roi before has been added
       const auto taps = make_taps<C>(p, memory, roi);
       if (!taps.usable) continue;
-      spread_roi<T, Index, kPack, false>(p, layout, taps, roi, first, row_begin,
-                                                        row_end, grad, grad_input);
+      spread_roi<T, Index, kPack, false>(p, layout, taps, roi, first, row_begin, row_end, grad,
+                                         grad_input);
     }
   }
 }
@@ -324,35 +316,37 @@ Layout<Index> layout_of(const RoiAlignProblem& p, int pack) {
           static_cast<int>(ceil_div<int64_t>(p.channels, slice)), static_cast<int>(slice)};
 }
 
-template <typename T, typename Index, int kPack>
-const char* launch_forward(const RoiAlignProblem& p, const void* input, void* output,
-                           void* scratch, cudaStream_t stream) {
-  const Layout<Index> layout = layout_of<Index>(p, kPack);
+template <typename T, typename Index>
+const char* launch_forward(const RoiAlignProblem& p, const T* input, T* output, void* scratch,
+                           cudaStream_t stream) {
+  const Layout<Index> layout = layout_of<Index>(p, 1);
   const Launch launch = launch_of(p, p.num_rois * layout.slices, scratch);
-  roi_align_forward<T, Index, kPack>
-      <<<launch.blocks, kThreads, launch.shared_bytes, stream>>>(
-          p, launch.memory, layout, static_cast<const T*>(input), static_cast<T*>(output));
+  roi_align_forward<T, Index><<<launch.blocks, kThreads, launch.shared_bytes, stream>>>(
+      p, launch.memory, layout, input, output);
+  return launch_error();
+}
+
+template <typename T, typename Index>
+const char* launch_backward(const RoiAlignProblem& p, const void* grad, void* grad_input,
+                            void* scratch, cudaStream_t stream) {
+  const Layout<Index> layout = layout_of<Index>(p, 1);
+  const Launch launch = launch_of(p, p.num_rois * layout.slices, scratch);
+  roi_align_backward<T, Index><<<launch.blocks, kThreads, launch.shared_bytes, stream>>>(
+      p, launch.memory, layout, static_cast<const T*>(grad),
+      static_cast<compute_t<T>*>(grad_input));
   return launch_error();
 }
 
 template <typename T, typename Index, int kPack>
-const char* launch_backward(const RoiAlignProblem& p, const void* grad, void* grad_input,
-                            bool ordered, void* scratch, cudaStream_t stream) {
+const char* launch_backward_ordered(const RoiAlignProblem& p, const void* grad, void* grad_input,
+                                    void* scratch, cudaStream_t stream) {
   const Layout<Index> layout = layout_of<Index>(p, kPack);
-  const T* from = static_cast<const T*>(grad);
-  compute_t<T>* to = static_cast<compute_t<T>*>(grad_input);
-  if (ordered) {
-    const int num_bands = static_cast<int>(ceil_div<int64_t>(p.height, kBandRows));
-    const Launch launch = launch_of(p, p.num_images * num_bands * layout.slices, scratch);
-    roi_align_backward_ordered<T, Index, kPack>
-        <<<launch.blocks, kThreads, launch.shared_bytes, stream>>>(p, launch.memory, layout,
-                                                                   num_bands, from, to);
-  } else {
-    const Launch launch = launch_of(p, p.num_rois * layout.slices, scratch);
-    roi_align_backward<T, Index, kPack>
-        <<<launch.blocks, kThreads, launch.shared_bytes, stream>>>(p, launch.memory, layout, from,
-                                                                   to);
-  }
+  const int num_bands = static_cast<int>(ceil_div<int64_t>(p.height, kBandRows));
+  const Launch launch = launch_of(p, p.num_images * num_bands * layout.slices, scratch);
+  roi_align_backward_ordered<T, Index, kPack>
+      <<<launch.blocks, kThreads, launch.shared_bytes, stream>>>(
+          p, launch.memory, layout, num_bands, static_cast<const T*>(grad),
+          static_cast<compute_t<T>*>(grad_input));
   return launch_error();
 }
 
@@ -362,51 +356,71 @@ bool is_small(const RoiAlignProblem& p) {
          p.num_rois * p.channels * p.pooled_height * p.pooled_width < kMaxCount32;
 }
 
-// Elements of 16 bytes.
-template <typename T>
-struct Wide {
-  static constexpr int value = 16 / sizeof(T);
-};
-
-template <typename T, typename Index>
-const char* forward_of(const RoiAlignProblem& p, const void* input, void* output, void* scratch,
-                       cudaStream_t stream) {
-  constexpr int wide = Wide<T>::value;
-  if (p.channels_last && p.channels % wide == 0 &&
-      fits_pack<T, wide>(static_cast<const T*>(input)) &&
-      fits_pack<T, wide>(static_cast<T*>(output)))
-    return launch_forward<T, Index, wide>(p, input, output, scratch, stream);
-  return launch_forward<T, Index, 1>(p, input, output, scratch, stream);
+// Whether packs of N channels lie at addresses of their size, in channels_last.
+template <int N, typename T, typename Other>
+bool fits_wide(const RoiAlignProblem& p, const T* one, const Other* other) {
+  return p.channels_last && p.channels % N == 0 && fits_pack<T, N>(one) &&
+         fits_pack<Other, N>(other);
 }
 
 template <typename T, typename Index>
 const char* backward_of(const RoiAlignProblem& p, const void* grad, void* grad_input, bool ordered,
                         void* scratch, cudaStream_t stream) {
-  constexpr int wide = Wide<T>::value;
-  if (p.channels_last && p.channels % wide == 0 && fits_pack<T, wide>(static_cast<const T*>(grad)))
-    return launch_backward<T, Index, wide>(p, grad, grad_input, ordered, scratch, stream);
-  return launch_backward<T, Index, 1>(p, grad, grad_input, ordered, scratch, stream);
+  constexpr int wide = WidePack<T>::value;
+  if (ordered && p.channels_last && p.channels % wide == 0 &&
+      fits_pack<T, wide>(static_cast<const T*>(grad)))
+    return launch_backward_ordered<T, Index, wide>(p, grad, grad_input, scratch, stream);
+  return ordered ? launch_backward_ordered<T, Index, 1>(p, grad, grad_input, scratch, stream)
+                 : launch_backward<T, Index>(p, grad, grad_input, scratch, stream);
 }
 
 template <typename T>
 const char* forward(const RoiAlignProblem& p, const void* input, void* output, void* scratch,
                     cudaStream_t stream) {
-  return is_small(p) ? forward_of<T, int32_t>(p, input, output, scratch, stream)
-                     : forward_of<T, int64_t>(p, input, output, scratch, stream);
+  const T* from = static_cast<const T*>(input);
+  T* to = static_cast<T*>(output);
+  const SlicePlan plan = slice_plan<T>(p, false);
+  if (plan.usable && (plan.copied || fits_wide<WidePack<T>::value>(p, from, to)))
+    return launch_slices(p, plan, from, to, scratch, stream);
+  return is_small(p) ? launch_forward<T, int32_t>(p, from, to, scratch, stream)
+                     : launch_forward<T, int64_t>(p, from, to, scratch, stream);
 }
 
 template <typename T>
 const char* backward(const RoiAlignProblem& p, const void* grad, void* grad_input, bool ordered,
                      void* scratch, cudaStream_t stream) {
+  const T* from = static_cast<const T*>(grad);
+  compute_t<T>* sums = static_cast<compute_t<T>*>(grad_input);
+  const SlicePlan plan = slice_plan<T>(p, true);
+  if (!ordered && plan.usable && (plan.copied || fits_wide<WidePack<compute_t<T>>::value>(p, from, sums)))
+    return launch_backward_slices(p, plan, from, sums, static_cast<T*>(grad_input), scratch,
+                                  stream);
   return is_small(p) ? backward_of<T, int32_t>(p, grad, grad_input, ordered, scratch, stream)
                      : backward_of<T, int64_t>(p, grad, grad_input, ordered, scratch, stream);
 }
 
+template <typename T>
+int64_t scratch_of(const RoiAlignProblem& p, bool of_backward, bool ordered) {
+  const SlicePlan plan = slice_plan<T>(p, of_backward);
+  if (plan.usable && plan.copied && !ordered) return plan.scratch_bytes;
+  const int64_t bytes = taps_bytes(p);
+  return bytes <= kSharedBytes ? 0 : bytes * kScratchBlocks;
+}
+
+template <typename T>
+bool copies_planes(const RoiAlignProblem& p) {
+  const SlicePlan plan = slice_plan<T>(p, true);
+  return plan.usable && plan.copied;
+}
+
 }  // namespace
 
-int64_t roi_align_cuda_scratch(const RoiAlignProblem& problem) {
-  const int64_t bytes = taps_bytes(problem);
-  return bytes <= kSharedBytes ? 0 : bytes * kScratchBlocks;
+int64_t roi_align_cuda_scratch(const RoiAlignProblem& problem, bool backward, bool ordered) {
+  return FCOS_DISPATCH(problem.dtype, scratch_of, problem, backward, ordered);
+}
+
+bool roi_align_backward_cuda_copies(const RoiAlignProblem& problem, bool ordered) {
+  return !ordered && FCOS_DISPATCH(problem.dtype, copies_planes, problem);
 }
 
 const char* roi_align_cuda(const RoiAlignProblem& problem, const void* input, void* output,

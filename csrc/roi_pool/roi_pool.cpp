@@ -156,9 +156,11 @@ Pooled forward_cuda(const at::Tensor& input, const at::Tensor& rois, double spat
                  [](const RoiPoolProblem& problem, const at::Tensor& in, at::Tensor& out,
                     at::Tensor& argmax) {
                    const CudaScope scope(in);
+                   const at::Tensor scratch = at::empty({roi_pool_cuda_scratch(problem)},
+                                                        in.options().dtype(at::kByte));
                    check_launch(kName, roi_pool_cuda(problem, const_data(in), mutable_data(out),
                                                      static_cast<int32_t*>(mutable_data(argmax)),
-                                                     scope.stream));
+                                                     mutable_data(scratch), scope.stream));
                  });
 }
 
@@ -215,10 +217,12 @@ struct RoiPool : public torch::autograd::Function<RoiPool> {
     const Pooled pooled = call_forward(input, rois, spatial_scale, pooled_height, pooled_width);
     ctx->save_for_backward({rois, std::get<1>(pooled)});
     ctx->mark_non_differentiable({std::get<1>(pooled)});
+    ctx->set_materialize_grads(false);  // argmax has none, which need not be written as zeros
     return {std::get<0>(pooled), std::get<1>(pooled)};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return {Variable(), Variable(), Variable(), Variable(), Variable()};
     // Heads flatten the output, and its gradient then comes back contiguous; the gradient of the
     // input has the layout of the input all the same. clone() and not contiguous(), which leaves
     // maps of one pixel as they are.

@@ -57,9 +57,12 @@ void roi_pool_cpu(const RoiPoolProblem& problem, const void* input, void* output
 void roi_pool_backward_cpu(const RoiPoolProblem& problem, const void* grad, const int32_t* argmax,
                            void* grad_input);
 
-// The same on a GPU. `ordered`: sums in the order of the rois, for the same bits each time.
+// The same on a GPU. `scratch` is device memory of roi_pool_cuda_scratch(problem) bytes at an address
+// of 16, of contiguous maps with many rois a copy of some channels, else 0.
+// `ordered`: sums in the order of the rois, for the same bits each time.
+int64_t roi_pool_cuda_scratch(const RoiPoolProblem& problem);
 const char* roi_pool_cuda(const RoiPoolProblem& problem, const void* input, void* output,
-                          int32_t* argmax, void* stream);
+                          int32_t* argmax, void* scratch, void* stream);
 const char* roi_pool_backward_cuda(const RoiPoolProblem& problem, const void* grad,
                                    const int32_t* argmax, void* grad_input, bool ordered,
                                    void* stream);

@@ -131,6 +131,20 @@ struct CudaInputs {
   }
 };
 
+// The sum, and the slopes if there is a tensor for them.
+at::Tensor sum_cuda(const CudaScope& scope, const CudaInputs& in, const FocalProblem& problem,
+                    const at::Tensor& slopes) {
+  const at::TensorOptions options = in.logits.options();
+  const at::Tensor partials = at::empty({sigmoid_focal_loss_sum_cuda_partials(problem)},
+                                        options.dtype(at::kDouble));
+  at::Tensor total = at::empty({}, options.dtype(sum_dtype(in.logits)));
+  check_launch(kName, sigmoid_focal_loss_sum_cuda(
+                          problem, static_cast<double*>(mutable_data(partials)),
+                          mutable_data(total), slopes.defined() ? mutable_data(slopes) : nullptr,
+                          scope.stream));
+  return total;
+}
+
 at::Tensor forward_cuda(const at::Tensor& logits, const at::Tensor& targets, double gamma,
                         double alpha, int64_t reduction) {
   check_arguments(logits, targets, gamma, alpha, reduction);
@@ -138,18 +152,36 @@ at::Tensor forward_cuda(const at::Tensor& logits, const at::Tensor& targets, dou
   const CudaInputs in(logits, targets);
   const FocalProblem problem = problem_of(in.logits, in.targets, gamma, alpha);
   const at::TensorOptions options = in.logits.options();
-  if (reduction == kSum) {
-    const at::Tensor partials = at::empty({sigmoid_focal_loss_sum_cuda_partials(problem)},
-                                          options.dtype(at::kDouble));
-    at::Tensor total = at::empty({}, options.dtype(sum_dtype(in.logits)));
-    check_launch(kName, sigmoid_focal_loss_sum_cuda(
-                            problem, static_cast<double*>(mutable_data(partials)),
-                            mutable_data(total), scope.stream));
-    return total;
-  }
+  if (reduction == kSum) return sum_cuda(scope, in, problem, {});
   at::Tensor losses = at::empty(in.logits.sizes(), options);
   check_launch(kName, sigmoid_focal_loss_cuda(problem, mutable_data(losses), scope.stream));
   return losses;
+}
+
+// Whether the sum writes slopes for the backward pass.
+bool writes_slopes(const at::Tensor& logits, const at::Tensor& targets, int64_t reduction) {
+  return reduction == kSum && logits.is_cuda() && at::GradMode::is_enabled() &&
+         logits.requires_grad() && is_plain(logits) && is_plain(targets);
+}
+
+at::Tensor forward_with_slopes(const at::Tensor& logits, const at::Tensor& targets, double gamma,
+                               double alpha, at::Tensor& slopes) {
+  check_arguments(logits, targets, gamma, alpha, kSum);
+  const CudaScope scope(logits);
+  const CudaInputs in(logits, targets);
+  slopes = at::empty(in.logits.sizes(), in.logits.options());
+  return sum_cuda(scope, in, problem_of(in.logits, in.targets, gamma, alpha), slopes);
+}
+
+// Makes the gradient of slopes, in their place.
+void finish_slopes(const at::Tensor& slopes, const at::Tensor& grad, const at::Tensor& logits,
+                   const at::Tensor& targets, double gamma, double alpha) {
+  const CudaScope scope(logits);
+  const CudaInputs in(logits, targets);
+  check_launch(kName, sigmoid_focal_loss_backward_cuda(
+                          problem_of(in.logits, in.targets, gamma, alpha), nullptr,
+                          const_data(grad), dtype_of(grad), true, mutable_data(slopes),
+                          scope.stream));
 }
 
 // Whether all elements are one number in memory, as in the gradient of losses.sum().
@@ -170,11 +202,11 @@ at::Tensor backward_cuda(const at::Tensor& grad, const at::Tensor& logits,
   const char* error;
   if (is_one_number(grad)) {
     error = sigmoid_focal_loss_backward_cuda(problem, nullptr, const_data(grad), dtype_of(grad),
-                                             mutable_data(grad_logits), scope.stream);
+                                             false, mutable_data(grad_logits), scope.stream);
   } else {
     const at::Tensor g = grad.to(in.logits.scalar_type()).contiguous();
     error = sigmoid_focal_loss_backward_cuda(problem, const_data(g), nullptr, dtype_of(g),
-                                             mutable_data(grad_logits), scope.stream);
+                                             false, mutable_data(grad_logits), scope.stream);
   }
   check_launch(kName, error);
   return grad_logits;
@@ -280,21 +312,42 @@ using torch::autograd::variable_list;
 
 struct SigmoidFocalLoss : public torch::autograd::Function<SigmoidFocalLoss> {
   static Variable forward(AutogradContext* ctx, const Variable& logits, const Variable& targets,
-                          double gamma, double alpha, int64_t reduction) {
+                          double gamma, double alpha, int64_t reduction, bool with_slopes) {
     ctx->save_for_backward({logits, targets});
     ctx->saved_data["gamma"] = gamma;
     ctx->saved_data["alpha"] = alpha;
     ctx->saved_data["reduction"] = reduction;
     BelowAutograd guard;
+#ifdef WITH_CUDA
+    if (with_slopes) {
+      at::Tensor slopes;
+      const at::Tensor total = forward_with_slopes(logits, targets, gamma, alpha, slopes);
+      ctx->saved_data["slopes"] = slopes;
+      return total;
+    }
+#endif
+    (void)with_slopes;
     return call_forward(logits, targets, gamma, alpha, reduction);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
+#ifdef WITH_CUDA
+    // Slopes serve one pass, which returns their memory; a further one through a graph that was
+    // retained has its own, and so has one that asks for a graph of its own.
+    const auto slopes = ctx->saved_data.find("slopes");
+    if (slopes != ctx->saved_data.end() && !at::GradMode::is_enabled() && is_plain(grads[0])) {
+      const at::Tensor grad = slopes->second.toTensor();
+      ctx->saved_data.erase(slopes);
+      finish_slopes(grad, grads[0], saved[0], saved[1], ctx->saved_data["gamma"].toDouble(),
+                    ctx->saved_data["alpha"].toDouble());
+      return {grad, Variable(), Variable(), Variable(), Variable(), Variable()};
+    }
+#endif
     return {call_backward(grads[0], saved[0], saved[1], ctx->saved_data["gamma"].toDouble(),
                           ctx->saved_data["alpha"].toDouble(),
                           ctx->saved_data["reduction"].toInt()),
-            Variable(), Variable(), Variable(), Variable()};
+            Variable(), Variable(), Variable(), Variable(), Variable()};
   }
 };
 
@@ -315,7 +368,12 @@ struct SigmoidFocalLossBackward : public torch::autograd::Function<SigmoidFocalL
 at::Tensor forward_autograd(const at::Tensor& logits, const at::Tensor& targets, double gamma,
                             double alpha, int64_t reduction) {
   check_given(kName, "logits", logits, "targets", targets);
-  return SigmoidFocalLoss::apply(logits, targets, gamma, alpha, reduction);
+#ifdef WITH_CUDA
+  const bool with_slopes = writes_slopes(logits, targets, reduction);
+#else
+  const bool with_slopes = false;
+#endif
+  return SigmoidFocalLoss::apply(logits, targets, gamma, alpha, reduction, with_slopes);
 }
 
 at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& logits,

@@ -51,10 +51,9 @@ void sigmoid_focal_loss_backward_cpu(const FocalProblem& problem, const void* gr
 // The same on the GPU, queued on `stream`; pointers are device memory, the functions return null or
 // CUDA's error message. num_classes is at most kMaxClassesCuda. Same bits each time: no atomics.
 //
-// The backward pass computes the slopes from the logits instead of finding them stored: it then reads
-// and writes the matrix once. To write unscaled slopes during the forward pass would save a reading
-// there, but scaling them afterwards reads and writes the matrix as well, and a matrix more would
-// have to be kept.
+// A sum that will be differentiated writes the slopes in the same pass. If what arrives in the
+// backward pass is 1, they are the gradient; otherwise they are computed again from the logits, which
+// moves no more memory than scaling them would, and rounds once.
 constexpr int64_t kMaxClassesCuda = int64_t(1) << 30;
 
 const char* sigmoid_focal_loss_cuda(const FocalProblem& problem, void* losses, void* stream);
@@ -63,13 +62,15 @@ const char* sigmoid_focal_loss_cuda(const FocalProblem& problem, void* losses, v
 // number, float64 for float64 logits, else float32.
 int64_t sigmoid_focal_loss_sum_cuda_partials(const FocalProblem& problem);
 
+// `slopes` [num_rows, num_classes], unless it is null, gets d loss / d logit.
 const char* sigmoid_focal_loss_sum_cuda(const FocalProblem& problem, double* partials, void* total,
-                                        void* stream);
+                                        void* slopes, void* stream);
 
 // Writes d loss / d logit, times `grad` [num_rows, num_classes], in the dtype of logits, or, if that
-// is null, times the one number at `factor`, to `grad_logits` [num_rows, num_classes].
+// is null, times the one number at `factor`, to `grad_logits` [num_rows, num_classes]. has_slopes:
+// there is the result for factor 1 already.
 const char* sigmoid_focal_loss_backward_cuda(const FocalProblem& problem, const void* grad,
                                              const void* factor, DType factor_dtype,
-                                             void* grad_logits, void* stream);
+                                             bool has_slopes, void* grad_logits, void* stream);
 
 }  // namespace fcos_core

@@ -1,9 +1,11 @@
 // CUDA kernels of the sigmoid focal loss, see sigmoid_focal_loss.h.
 //
 // One kernel walks over the flattened matrix, whatever the number of classes; its template says
-// what becomes of the values. A thread takes kPacks packs of 16 bytes. A pack is moved at once where
-// addresses allow it and element by element otherwise; which elements a thread takes does not
-// depend on that, so neither do the bits of the sum.
+// what becomes of the values. A thread takes kPacks packs of 16 bytes, and asks for the next one
+// before it works on the last. A pack is moved at once where addresses allow it and element by
+// element otherwise; which elements a thread takes does not depend on that, so neither do the bits
+// of the sum. A pack is evaluated as if every class were wrong, which few are not; then the right
+// one, if it is there, is evaluated again.
 // The sum: numbers of a pack in pairs in the computing type, packs of a block and then blocks in
 // float64, each in a fixed order. A second kernel adds what the blocks left.
 // Matrices beyond 32-bit indices are cut into slabs of rows, one launch each.
@@ -30,8 +32,14 @@ struct Divisor {
   }
 };
 
-// gradient: the slopes times one number; weighted_gradient: times a number for each.
-enum class Task { losses, sum, gradient, weighted_gradient };
+// gradient: the slopes times one number; weighted_gradient: times a number for each; sum_and_slopes:
+// the sum and, stored, the slopes.
+enum class Task { losses, sum, gradient, weighted_gradient, sum_and_slopes };
+
+FCOS_HOST_DEVICE constexpr bool has_sum(Task task) { return task == Task::sum || task == Task::sum_and_slopes; }
+FCOS_HOST_DEVICE constexpr bool has_slopes(Task task) {
+  return task != Task::losses && task != Task::sum;
+}
 
 // A slab: `size` elements in whole rows.
 template <typename Scalar>
@@ -44,11 +52,12 @@ struct Work {
   Divisor num_classes;
   T gamma, alpha;
   bool packed;         // logits, out and grad are multiples of 16 bytes
-  Scalar* out;         // losses or a gradient
+  Scalar* out;         // losses, slopes or a gradient
   double* partials;    // sum: one a block
   const Scalar* grad;  // weighted_gradient
   const void* factor;  // gradient
   DType factor_dtype;
+  bool has_slopes;     // gradient: `out` holds the slopes already
 };
 
 template <typename T>
@@ -67,43 +76,75 @@ __device__ __forceinline__ Row<compute_t<Scalar>> row_at(const Work<Scalar>& wor
           known ? T(0) : static_cast<T>(nan(""))};
 }
 
-template <Task task, bool square, typename T>
-__device__ __forceinline__ T value_of(T logit, bool right, T gamma, T alpha) {
-  const T z = right ? -logit : logit;
-  if (task == Task::gradient || task == Task::weighted_gradient)
-    return (right ? -alpha : T(1) - alpha) * slope_of<square>(z, gamma);
-  return (right ? alpha : T(1) - alpha) * loss_of<square>(z, gamma);
+// Values of a pack of elements; a task looks at what it needs, and the rest is not computed.
+template <typename T, int kSize>
+struct Values {
+  T losses[kSize];
+  T slopes[kSize];
+};
+
+template <bool square, typename T, int kSize>
+__device__ __forceinline__ void set_value(T logit, bool right, T gamma, T alpha, int v,
+                                          Values<T, kSize>& values) {
+  const T weight = right ? alpha : T(1) - alpha;
+  T loss, slope;
+  both_of<square>(right ? -logit : logit, gamma, loss, slope);
+  values.losses[v] = weight * loss;
+  values.slopes[v] = (right ? -weight : weight) * slope;
 }
 
-// Losses or slopes of the elements begin, begin + 1, ... of which `count` are there; 0 beyond.
-template <Task task, bool square, int kSize, typename Scalar>
+// All of a pack are of one row, whose right class is its element `hit`, or none.
+template <bool square, typename Scalar, int kSize, typename T>
+__device__ __forceinline__ void row_values(const Work<Scalar>& work, const Row<T>& state, int hit,
+                                           const Pack<Scalar, kSize>& logits,
+                                           Values<T, kSize>& values) {
+#pragma unroll
+  for (int v = 0; v < kSize; ++v)
+    set_value<square>(static_cast<T>(widen(logits.values[v])), false, work.gamma, work.alpha, v,
+                      values);
+  if (hit >= 0 && hit < kSize) {
+    T logit = T(0);
+#pragma unroll
+    for (int v = 0; v < kSize; ++v)
+      if (v == hit) logit = widen(logits.values[v]);
+    Values<T, 1> right;
+    set_value<square>(logit, true, work.gamma, work.alpha, 0, right);
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) {
+      values.losses[v] = v == hit ? right.losses[0] : values.losses[v];
+      values.slopes[v] = v == hit ? right.slopes[0] : values.slopes[v];
+    }
+  }
+  if (state.fixed) {
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) values.losses[v] = values.slopes[v] = state.value;
+  }
+}
+
+// Values of the elements begin, begin + 1, ... of which `count` are there; 0 beyond.
+template <bool square, typename Scalar, int kSize, typename T>
 __device__ __forceinline__ void pack_values(const Work<Scalar>& work, uint32_t begin, int count,
                                             const Pack<Scalar, kSize>& logits,
-                                            compute_t<Scalar>* values) {
-  using T = compute_t<Scalar>;
+                                            Values<T, kSize>& values) {
   uint32_t row = work.num_classes.divide(begin);
   uint32_t column = begin - row * work.num_classes.divisor;
   Row<T> state = row_at(work, row);
   if (count == kSize && column + kSize <= work.num_classes.divisor) {
-#pragma unroll
-    for (int v = 0; v < kSize; ++v) {
-      const T value = value_of<task, square>(widen(logits.values[v]), column + v == state.right,
-                                             work.gamma, work.alpha);
-      values[v] = state.fixed ? state.value : value;
-    }
+    // of no class, right is 2^32 - 1, which is no element as a number with a sign either
+    row_values<square>(work, state, static_cast<int>(state.right - column), logits, values);
     return;
   }
 #pragma unroll
   for (int v = 0; v < kSize; ++v) {
-    values[v] = T(0);
+    values.losses[v] = values.slopes[v] = T(0);
     if (v >= count) continue;
     if (column == work.num_classes.divisor) {
       column = 0;
       state = row_at(work, ++row);
     }
-    const T value = value_of<task, square>(widen(logits.values[v]), column == state.right,
-                                           work.gamma, work.alpha);
-    values[v] = state.fixed ? state.value : value;
+    set_value<square>(static_cast<T>(widen(logits.values[v])), column == state.right, work.gamma,
+                      work.alpha, v, values);
+    if (state.fixed) values.losses[v] = values.slopes[v] = state.value;
     ++column;
   }
 }
@@ -156,39 +197,68 @@ __device__ double block_sum(double value) {
   return total;
 }
 
-template <typename Scalar, Task task, bool square>
-__global__ void __launch_bounds__(kThreads) focal_values(Work<Scalar> work) {
-  using T = compute_t<Scalar>;
+// The packs of a thread; returns what they add to the sum. whole: all of the block are there, and at
+// addresses of 16 bytes.
+template <Task task, bool square, bool whole, typename Scalar, typename T>
+__device__ __forceinline__ double thread_values(const Work<Scalar>& work, T factor) {
   constexpr int kSize = 16 / sizeof(Scalar);
-  T factor = T(1);
-  if (task == Task::gradient) factor = read_number<T>(work.factor, work.factor_dtype);
+  constexpr uint32_t kStep = kThreads * kSize;
   double sum = 0;
   uint32_t begin = (blockIdx.x * (kPacks * kThreads) + threadIdx.x) * kSize;
+  const bool packed = whole || work.packed;
+  const auto count_at = [&work](uint32_t at) {
+    return whole                   ? kSize
+           : at >= work.size       ? 0
+           : work.size - at < kSize ? static_cast<int>(work.size - at)
+                                    : kSize;
+  };
+  Pack<Scalar, kSize> pack, next, grads;
+  int count = count_at(begin);
+  load_pack(work.logits + begin, count, packed, &pack);
 #pragma unroll 1
-  for (int k = 0; k < kPacks && begin < work.size; ++k, begin += kThreads * kSize) {
-    const int count = work.size - begin < kSize ? static_cast<int>(work.size - begin) : kSize;
-    Pack<Scalar, kSize> pack, grads;
-    load_pack(work.logits + begin, count, work.packed, &pack);
-    if (task == Task::weighted_gradient) load_pack(work.grad + begin, count, work.packed, &grads);
-    T values[kSize];
-    pack_values<task, square, kSize>(work, begin, count, pack, values);
-    if (task == Task::sum) {
+  for (int k = 0; k < kPacks && count > 0; ++k, begin += kStep) {
+    const int next_count = k + 1 < kPacks ? count_at(begin + kStep) : 0;
+    load_pack(work.logits + begin + kStep, next_count, packed, &next);
+    if (task == Task::weighted_gradient) load_pack(work.grad + begin, count, packed, &grads);
+    Values<T, kSize> values;
+    pack_values<square>(work, begin, count, pack, values);
+    if (task != Task::sum) {
+      Pack<Scalar, kSize> result;
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) {
+        T value = has_slopes(task) ? values.slopes[v] : values.losses[v];
+        if (task == Task::gradient) value *= factor;
+        if (task == Task::weighted_gradient) value *= widen(grads.values[v]);
+        result.values[v] = narrow<Scalar>(value);
+      }
+      store_pack(result, count, packed, work.out + begin);
+    }
+    if (has_sum(task)) {
 #pragma unroll
       for (int step = 1; step < kSize; step *= 2)
 #pragma unroll
-        for (int v = 0; v < kSize; v += 2 * step) values[v] += values[v + step];
-      sum += static_cast<double>(values[0]);
-    } else {
-#pragma unroll
-      for (int v = 0; v < kSize; ++v) {
-        if (task == Task::gradient) values[v] *= factor;
-        if (task == Task::weighted_gradient) values[v] *= widen(grads.values[v]);
-        pack.values[v] = narrow<Scalar>(values[v]);
-      }
-      store_pack(pack, count, work.packed, work.out + begin);
+        for (int v = 0; v < kSize; v += 2 * step) values.losses[v] += values.losses[v + step];
+      sum += static_cast<double>(values.losses[0]);
     }
+    pack = next;
+    count = next_count;
   }
-  if (task == Task::sum) {
+  return sum;
+}
+
+template <typename Scalar, Task task, bool square>
+__global__ void __launch_bounds__(kThreads) focal_values(const Work<Scalar> work) {
+  using T = compute_t<Scalar>;
+  constexpr uint32_t kBlock = kPacks * kThreads * (16 / sizeof(Scalar));
+  T factor = T(1);
+  if (task == Task::gradient) {
+    factor = read_number<T>(work.factor, work.factor_dtype);
+    if (work.has_slopes && factor == T(1)) return;
+  }
+  double sum = work.packed && work.size >= kBlock && blockIdx.x * kBlock <= work.size - kBlock
+                   ? thread_values<task, square, true>(work, factor)
+                   : thread_values<task, square, false>(work, factor);
+  if (has_sum(task)) {
     sum = block_sum<kThreads>(sum);
     if (threadIdx.x == 0) work.partials[blockIdx.x] = sum;
   }
@@ -225,11 +295,13 @@ int64_t all_blocks(const FocalProblem& problem) {
 }
 
 struct Output {
-  void* values;
+  void* values;  // losses or a gradient
+  void* total;
   double* partials;
   const void* grad;
   const void* factor;
   DType factor_dtype;
+  bool has_slopes;
 };
 
 template <typename Scalar>
@@ -259,7 +331,8 @@ const char* launch(const FocalProblem& problem, const Output& output, cudaStream
                          partials,
                          shifted<Scalar>(output.grad, offset),
                          output.factor,
-                         output.factor_dtype};
+                         output.factor_dtype,
+                         output.has_slopes};
     work.packed = fits_pack<Scalar, kSize>(work.logits) && fits_pack<Scalar, kSize>(work.out) &&
                   fits_pack<Scalar, kSize>(work.grad);
     const unsigned blocks = static_cast<unsigned>(slab_blocks<Scalar>(size));
@@ -289,18 +362,19 @@ const char* launch_gradient(const FocalProblem& problem, const Output& output,
 
 template <typename Scalar>
 const char* launch_sum(const FocalProblem& problem, const Output& output, cudaStream_t stream) {
-  const char* error = launch<Scalar, Task::sum>(problem, output, stream);
+  const char* error = output.values ? launch<Scalar, Task::sum_and_slopes>(problem, output, stream)
+                                    : launch<Scalar, Task::sum>(problem, output, stream);
   if (error) return error;
   using Sum = compute_t<Scalar>;
   add_partials<Sum><<<1, kSumThreads, 0, stream>>>(
-      output.partials, all_blocks<Scalar>(problem), static_cast<Sum*>(output.values));
+      output.partials, all_blocks<Scalar>(problem), static_cast<Sum*>(output.total));
   return launch_error();
 }
 
 }  // namespace
 
 const char* sigmoid_focal_loss_cuda(const FocalProblem& problem, void* losses, void* stream) {
-  const Output output = {losses, nullptr, nullptr, nullptr, DType::float32};
+  const Output output = {losses, nullptr, nullptr, nullptr, nullptr, DType::float32, false};
   return FCOS_DISPATCH(problem.dtype, launch_losses, problem, output,
                        static_cast<cudaStream_t>(stream));
 }
@@ -310,16 +384,16 @@ int64_t sigmoid_focal_loss_sum_cuda_partials(const FocalProblem& problem) {
 }
 
 const char* sigmoid_focal_loss_sum_cuda(const FocalProblem& problem, double* partials, void* total,
-                                        void* stream) {
-  const Output output = {total, partials, nullptr, nullptr, DType::float32};
+                                        void* slopes, void* stream) {
+  const Output output = {slopes, total, partials, nullptr, nullptr, DType::float32, false};
   return FCOS_DISPATCH(problem.dtype, launch_sum, problem, output,
                        static_cast<cudaStream_t>(stream));
 }
 
 const char* sigmoid_focal_loss_backward_cuda(const FocalProblem& problem, const void* grad,
                                              const void* factor, DType factor_dtype,
-                                             void* grad_logits, void* stream) {
-  const Output output = {grad_logits, nullptr, grad, factor, factor_dtype};
+                                             bool has_slopes, void* grad_logits, void* stream) {
+  const Output output = {grad_logits, nullptr, nullptr, grad, factor, factor_dtype, has_slopes};
   return FCOS_DISPATCH(problem.dtype, launch_gradient, problem, output,
                        static_cast<cudaStream_t>(stream));
 }

@@ -51,12 +51,21 @@ FCOS_HOST_DEVICE FCOS_INLINE float reciprocal(float x) {
 }
 FCOS_HOST_DEVICE FCOS_INLINE double reciprocal(double x) { return 1.0 / x; }
 
-// exp(x) for x <= 0 within 2 units in the last place; 0 below -87, where float32 ends.
+// exp(x) for x <= 0 within 2 units in the last place; 0 below -87, where float32 ends. A NaN may
+// come out as a number on the GPU, whose callers have other terms that keep it.
 // x = n log 2 + r with |r| <= log(2)/2; exp(r) = 1 + r + r^2 Q(r) with Q fitted for the least
 // relative error (3e-9). Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
 FCOS_HOST_DEVICE FCOS_INLINE float exp_of_negative(float x) {
 #if defined(__CUDA_ARCH__)
-  return expf(x);
+  // 2^(x / log 2), the exponent in two parts, of which the GPU takes the first, rounded one, to the
+  // power. Clamped, since infinity in both parts would cancel to NaN; a NaN comes out as a number.
+  const float clamped = fmaxf(x, -127.0f);
+  const float power = clamped * 1.44269502f;
+  float rest = fmaf(clamped, 1.44269502f, -power);
+  rest = fmaf(clamped, 1.92596299e-8f, rest);
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(power));
+  return fmaf(y * 0.69314718f, rest, y);
 #else
   constexpr float kRound = 12582912.0f;
   const float shifted = x * 1.44269504f + kRound;
@@ -83,11 +92,11 @@ FCOS_HOST_DEVICE FCOS_INLINE float exp_of_negative(float x) {
 FCOS_HOST_DEVICE FCOS_INLINE float log_of_one_plus(float u) {
   const float s = FCOS_DEVICE_OR_HOST(u * reciprocal(2.0f + u), u / (2.0f + u));
   const float t = s * s;
-  float p = 0.1401257f;
-  p = p * t + 0.13999507f;
-  p = p * t + 0.20010853f;
-  p = p * t + 0.33333206f;
-  return 2.0f * (s + s * t * p);
+  float p = 0.2802514f;  // twice P
+  p = p * t + 0.27999014f;
+  p = p * t + 0.40021706f;
+  p = p * t + 0.66666412f;
+  return s * (2.0f + t * p);
 }
 
 FCOS_HOST_DEVICE FCOS_INLINE double exp_of_negative(double x) {
@@ -110,15 +119,23 @@ template <bool square, typename T>
 FCOS_HOST_DEVICE FCOS_INLINE Terms<T> terms_of(T z, T gamma) {
   const T u = exp_of_negative(-magnitude(z));
   const T log1p_u = log_of_one_plus(u);
-  const T inverse = reciprocal(T(1) + u);
+  const T large = reciprocal(T(1) + u), small = u * large;  // sigmoid(|z|), sigmoid(-|z|)
   Terms<T> terms;
-  terms.q = choose(z < T(0), u, T(1)) * inverse;
-  terms.one_minus_q = choose(z < T(0), T(1), u) * inverse;
-  terms.softplus = choose(z > T(0), z, T(0)) + log1p_u;
+  terms.q = choose(z < T(0), small, large);
+  terms.one_minus_q = choose(z < T(0), large, small);
+  terms.softplus = choose(z < T(0), T(0), z) + log1p_u;  // a NaN stays
   // log q = -softplus(-z), exact where q itself has rounded to 0 or 1
   terms.modulation = square ? terms.q * terms.q
                             : exp_of_negative(gamma * (choose(z < T(0), z, T(0)) - log1p_u));
   return terms;
+}
+
+// f(z) and f'(z).
+template <bool square, typename T>
+FCOS_HOST_DEVICE FCOS_INLINE void both_of(T z, T gamma, T& loss, T& slope) {
+  const Terms<T> terms = terms_of<square>(z, gamma);
+  loss = terms.modulation * terms.softplus;
+  slope = terms.modulation * (terms.q + gamma * terms.one_minus_q * terms.softplus);
 }
 
 template <bool square, typename T>

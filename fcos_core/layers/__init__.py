@@ -20,6 +20,7 @@ from fcos_core.layers.deform_psroi_pooling import (
     deform_psroi_pooling,
     deform_roi_pooling,
 )
+from fcos_core.layers.group_norm_relu import GroupNormReLU, group_norm_relu
 from fcos_core.layers.iou_loss import IOULoss
 from fcos_core.layers.misc import BatchNorm2d, Conv2d, ConvTranspose2d, interpolate
 from fcos_core.layers.nms import batched_nms, ml_nms, nms
@@ -38,6 +39,7 @@ __all__ = [
     "DeformRoIPooling",
     "DeformRoIPoolingPack",
     "FrozenBatchNorm2d",
+    "GroupNormReLU",
     "IOULoss",
     "ModulatedDeformConv",
     "ModulatedDeformConvPack",
@@ -50,6 +52,7 @@ __all__ = [
     "deform_conv",
     "deform_psroi_pooling",
     "deform_roi_pooling",
+    "group_norm_relu",
     "interpolate",
     "ml_nms",
     "modulated_deform_conv",

@@ -45,6 +45,24 @@ def _sigmoid_focal_loss_backward(grad, logits, targets, gamma, alpha, reduction)
     return logits.new_empty(logits.shape)
 
 
+def _group_norm_relu(input, weight, bias, num_groups, eps):
+    moments = input.new_empty((input.shape[0], num_groups), dtype=torch.promote_types(input.dtype, torch.float32))
+    return _in_format_of(input), moments, torch.empty_like(moments)
+
+
+def _group_norm_relu_backward(grad, input, weight, bias, mean, rstd, num_groups):
+    return _in_format_of(input), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _iou_loss(pred, target, weight, kind, reduction):
+    shape = pred.shape[:1] if reduction == 0 else ()
+    return pred.new_empty(shape, dtype=torch.promote_types(pred.dtype, torch.float32))
+
+
+def _iou_loss_backward(grad, pred, target, weight, kind, reduction):
+    return pred.new_empty(pred.shape)
+
+
 def _deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, deformable_groups):
     # the operator refuses an offset that is not as large as the output
     return _in_format_of(input, (input.shape[0], weight.shape[0], *offset.shape[2:]))
@@ -121,6 +139,10 @@ def _roi_pool_backward(grad, rois, argmax, batch_size, channels, height, width):
 _FAKES = {
     "deform_conv": _deform_conv,
     "_deform_conv_backward": _deform_conv_backward,
+    "group_norm_relu": _group_norm_relu,
+    "_group_norm_relu_backward": _group_norm_relu_backward,
+    "iou_loss": _iou_loss,
+    "_iou_loss_backward": _iou_loss_backward,
     "nms": _nms,
     "ml_nms": _ml_nms,
     "batched_nms": _batched_nms,

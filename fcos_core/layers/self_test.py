@@ -50,6 +50,23 @@ def _sigmoid_focal_loss(device):
     return torch.stack([loss.detach(), logits.grad[0, 0], logits.grad[0, 1]])
 
 
+def _group_norm_relu(device):
+    """-1 and 1 are of mean 0 and variance 1; twice that plus 1 is -1, which ReLU cuts off, and 3."""
+    input = torch.tensor([-1.0, 1.0], device=device).reshape(1, 2, 1, 1).repeat(1, 1, 2, 2).requires_grad_()
+    weight = torch.full((2,), 2.0, device=device, requires_grad=True)
+    output = layers.group_norm_relu(input, 1, weight, torch.ones(2, device=device), 0.0)
+    output.sum().backward()
+    return torch.stack([output.detach().sum(), weight.grad[0], weight.grad[1], input.grad.sum()])
+
+
+def _iou_loss(device):
+    """A box of side 4 in one of side 6: iou (16 + 1) / (36 + 1), and the slope of one of the four distances."""
+    pred = torch.full((1, 4), 2.0, device=device, requires_grad=True)
+    loss = layers.IOULoss("linear_iou")(pred, torch.full((1, 4), 3.0, device=device))
+    loss.backward()
+    return torch.stack([loss.detach(), pred.grad[0, 0]])
+
+
 def _deform_conv(device):
     """Columns numbered 0 to 3, read half a column to the right, zero outside, times 2: sum and gradients."""
     input = torch.arange(4.0, device=device).reshape(1, 1, 1, 4).requires_grad_()
@@ -96,6 +113,8 @@ def _roi_pool(device):
 CASES = {
     "deform_conv": (_deform_conv, [12.0, 6.0, 7.0, 2.0]),
     "deform_psroi_pooling": (_deform_psroi_pooling, [0.875, 1.0, 1.0]),
+    "group_norm_relu": (_group_norm_relu, [12.0, 0.0, 4.0, 0.0]),
+    "iou_loss": (_iou_loss, [20 / 37, -4 / 37]),
     "nms": (_nms, [0, 2]),
     "ml_nms": (_ml_nms, [0, 1, 2]),
     "batched_nms": (_batched_nms, [[True, False, True], [True, True, False]]),

@@ -15,7 +15,16 @@ from fcos_core.layers._library import load
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # modules of tests/reference with a function `exercise(device, dtype, small)`, which returns how many calls it made
-OPERATORS = ("nms", "sigmoid_focal_loss", "roi_align", "roi_pool", "deform_conv", "deform_psroi_pooling")
+OPERATORS = (
+    "nms",
+    "sigmoid_focal_loss",
+    "roi_align",
+    "roi_pool",
+    "deform_conv",
+    "deform_psroi_pooling",
+    "iou_loss",
+    "group_norm_relu",
+)
 
 
 def main(arguments=None):

@@ -15,7 +15,16 @@ import math
 import torch
 
 from tests.layers.fuzz import DTYPES, Rules
-from tests.reference import deform_conv, deform_psroi_pooling, nms, roi_align, roi_pool, sigmoid_focal_loss
+from tests.reference import (
+    deform_conv,
+    deform_psroi_pooling,
+    group_norm_relu,
+    iou_loss,
+    nms,
+    roi_align,
+    roi_pool,
+    sigmoid_focal_loss,
+)
 
 
 def floating(**tensors):
@@ -170,6 +179,130 @@ def focal_reference(results, logits, targets, gamma, alpha, reduction):
 
 def like_logits(logits, **arguments):
     return [(logits.shape, logits.dtype)]
+
+
+# ---- losses of boxes
+
+
+def iou_samples(device, dtype):
+    return [
+        (s.pred, s.target, s.weight, kind, reduction)
+        for kind, name in enumerate(iou_loss.KINDS)
+        for s in iou_loss.sample_inputs(name, device, dtype)
+        for reduction in (0, 2)
+    ]
+
+
+def iou_backward_samples(device, dtype):
+    samples = []
+    for pred, target, weight, kind, reduction in iou_samples(device, dtype):
+        grad = torch.rand(pred.shape[:1] if reduction == 0 else (), dtype=torch.float64).to(device, dtype)
+        samples.append((grad, pred, target, weight, kind, reduction))
+    return samples
+
+
+def iou_wrong(pred, target, weight, kind, reduction):
+    return first(
+        floating(pred=pred, target=target, weight=weight),
+        (pred.dim() != 2 or pred.shape[1] != 4) and "pred is not [M, 4]",
+        target.shape != pred.shape and "target is not like pred",
+        target.dtype != pred.dtype and "target has another dtype",
+        weight is not None and weight.shape != pred.shape[:1] and "weight is not [M]",
+        kind not in (0, 1, 2, 3) and "there is no such kind",
+        reduction not in (0, 2) and "there is no such reduction",
+    )
+
+
+def iou_backward_wrong(grad, **arguments):
+    pred = arguments["pred"]
+    return first(
+        iou_wrong(**arguments),
+        floating(grad=grad),
+        arguments["reduction"] == 0 and grad.shape != pred.shape[:1] and "grad is not [M]",
+        arguments["reduction"] == 2 and grad.numel() != 1 and "grad is not one number",
+    )
+
+
+def iou_results(pred, reduction, **arguments):
+    shape = pred.shape[:1] if reduction == 0 else ()
+    return [(shape, torch.float64 if pred.dtype == torch.float64 else torch.float32)]
+
+
+def iou_reference(results, pred, target, weight, kind, reduction):
+    # terms of a loss cancel, and areas overflow, where numbers are large
+    tensors = [pred, target] + ([] if weight is None else [weight])
+    if len(pred) > 100 or any(not bool(torch.isfinite(t).all()) or bool((t.abs() > 1e3).any()) for t in tensors):
+        return None
+    if kind < 3 and bool((torch.cat([pred, target]) < 0).any()):
+        # no distances
+        return None
+    losses = iou_loss.iou_loss(pred, target, weight, iou_loss.KINDS[kind])
+    if bool((losses.abs() < 1e-2).all()):
+        # terms of size 1 cancel out to what their rounding leaves
+        return None
+    return [losses if reduction == 0 else losses.sum()]
+
+
+def like_pred(pred, **arguments):
+    return [(pred.shape, pred.dtype)]
+
+
+# ---- normalisation
+
+
+def norm_samples(device, dtype):
+    return [tuple(s[1:]) + (1e-5,) for s in group_norm_relu.sample_inputs(device, dtype)]
+
+
+def norm_backward_samples(device, dtype):
+    samples = []
+    for input, weight, bias, num_groups, _ in norm_samples(device, dtype):
+        grad = torch.rand(input.shape, dtype=torch.float64).to(device, dtype)
+        moments = torch.rand(input.shape[0], num_groups, dtype=torch.float64) + 0.5
+        moments = moments.to(device, torch.promote_types(dtype, torch.float32))
+        samples.append((grad, input, weight, bias, moments, moments.clone(), num_groups))
+    return samples
+
+
+def norm_wrong(input, weight, bias, num_groups, eps=1e-5):
+    return first(
+        floating(input=input, weight=weight, bias=bias),
+        input.dim() != 4 and "input is not [N, C, H, W]",
+        weight.shape != input.shape[1:2] and "weight is not [C]",
+        bias.shape != input.shape[1:2] and "bias is not [C]",
+        (num_groups < 1 or input.shape[1] % num_groups != 0) and "num_groups does not divide C",
+        not (finite(eps) and eps >= 0) and "eps is negative or not finite",
+    )
+
+
+def norm_backward_wrong(grad, mean, rstd, **arguments):
+    input, compute = arguments["input"], torch.promote_types(arguments["input"].dtype, torch.float32)
+    return first(
+        norm_wrong(**arguments),
+        floating(grad=grad),
+        grad.shape != input.shape and "grad is not like input",
+        (mean.dtype != compute or rstd.dtype != compute) and "moments are not of the compute dtype",
+        (mean.shape != rstd.shape or mean.shape != (input.shape[0], arguments["num_groups"])) and "no moments",
+    )
+
+
+def norm_results(input, num_groups, **arguments):
+    moments = ((input.shape[0], num_groups), torch.promote_types(input.dtype, torch.float32))
+    return [(input.shape, input.dtype), moments, moments]
+
+
+def norm_backward_results(input, weight, bias, **arguments):
+    return [(t.shape, t.dtype) for t in (input, weight, bias)]
+
+
+def norm_reference(results, input, weight, bias, num_groups, eps):
+    if input.numel() == 0 or eps < 1e-6 or any(not bool((t.abs() < 1e3).all()) for t in (input, weight, bias)):
+        return None
+    # a group whose values hardly differ has no digits left
+    groups = input.double().reshape(input.shape[0], num_groups, -1)
+    if bool((groups.var(2, unbiased=False) + eps < 1e-3 * groups.abs().amax(2) ** 2).any()):
+        return None
+    return [group_norm_relu.group_norm_relu(input, weight, bias, num_groups, eps), None, None]
 
 
 # ---- pooling of rois
@@ -494,6 +627,10 @@ RULES = {
     "batched_nms": Rules(batched_nms_samples, batched_nms_wrong, mask_results, batched_nms_reference),
     "sigmoid_focal_loss": Rules(focal_samples, focal_wrong, focal_results, focal_reference),
     "_sigmoid_focal_loss_backward": Rules(focal_backward_samples, focal_backward_wrong, like_logits, None),
+    "group_norm_relu": Rules(norm_samples, norm_wrong, norm_results, norm_reference),
+    "_group_norm_relu_backward": Rules(norm_backward_samples, norm_backward_wrong, norm_backward_results, None),
+    "iou_loss": Rules(iou_samples, iou_wrong, iou_results, iou_reference),
+    "_iou_loss_backward": Rules(iou_backward_samples, iou_backward_wrong, like_pred, None),
     "roi_align": Rules(roi_align_samples, roi_align_wrong, roi_align_results, roi_align_reference),
     "_roi_align_backward": Rules(roi_align_backward_samples, roi_align_backward_wrong, input_gradient_results, None),
     "roi_pool": Rules(roi_pool_samples, roi_pool_wrong, roi_pool_results, roi_pool_reference),
@@ -512,3 +649,5 @@ RULES["_sigmoid_focal_loss_composite"] = RULES["sigmoid_focal_loss"]._replace(wr
 RULES["_sigmoid_focal_loss_backward_composite"] = RULES["_sigmoid_focal_loss_backward"]._replace(
     wrong=composite(focal_backward_wrong)
 )
+RULES["_iou_loss_composite"] = RULES["iou_loss"]
+RULES["_iou_loss_backward_composite"] = RULES["_iou_loss_backward"]

@@ -758,7 +758,7 @@ def test_cuda_equals_cpu(dtype):
 def test_cuda_several_parts(dtype, groups):
     """More columns than scratch memory holds."""
     numbers = ((1, 1), (1, 1), (1, 1), groups, 2)
-    *tensors, _ = reference.random_inputs(3, 128, (150, 90), 16, numbers=numbers)
+    *tensors, _ = reference.random_inputs(9, 128, (150, 90), 16, numbers=numbers)
     sample = reference.Sample("", *[t.to(dtype) for t in tensors], numbers)
     expected = call(exact_copy(sample))
     on_gpu = sample._replace(**{n: getattr(sample, n).cuda().requires_grad_() for n in sample._fields[1:6]})

@@ -659,3 +659,20 @@ def test_cuda_beyond_2_to_the_31_elements(layout):
     many = rois.repeat(120000, 1)  # 720000 rois x 64 x 7 x 7 = 2.3e9
     output = roi_align(features.contiguous(memory_format=layout), many, 7, 0.125, 2)
     assert output.numel() > 2**31 and output[-6:].equal(expected) and output[:6].equal(expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels, bins", [(40, 7), (100, (3, 5)), (33, 14)])
+def test_layouts_agree_on_many_rois(device, dtype, channels, bins):
+    """So many that a GPU copies contiguous maps, in slices of channels the last of which is not full."""
+    features, rois = inputs(channels, (21, 19), 60, device=device, dtype=dtype)
+    rois[7, 2] = float("nan")
+    for ratio in (2, 0):
+        planes = both_ways(features, rois, bins, 0.125, ratio)
+        packs = both_ways(features.contiguous(memory_format=torch.channels_last), rois, bins, 0.125, ratio)
+        for one, other, name in zip(planes, packs, ("output", "gradient")):
+            assert one.dtype == other.dtype == dtype and other.is_contiguous(memory_format=torch.channels_last)
+            assert one.is_contiguous() and bool((torch.isnan(one) == torch.isnan(other)).all()), name
+            one, other = (torch.where(torch.isnan(t), torch.zeros_like(t), t).double() for t in (one, other))
+            largest = float(other.abs().max())
+            assert float((one - other).abs().max()) <= 4 * ROUNDING[dtype] * largest, (name, ratio)

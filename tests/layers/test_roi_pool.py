@@ -558,3 +558,17 @@ def test_cuda_beyond_2_to_the_31_elements(layout):
     many = rois.repeat(120000, 1)  # 720000 rois x 64 x 7 x 7 = 2.3e9
     output = roi_pool(features, many, 7, 0.125)
     assert output.numel() > 2**31 and output[-6:].equal(expected) and output[:6].equal(expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels, bins", [(40, (7, 7)), (100, (3, 5)), (33, (14, 14))])
+def test_layouts_agree_on_many_rois(device, dtype, channels, bins):
+    """So many that a GPU copies contiguous maps, in slices of channels the last of which is not full."""
+    features, rois = inputs(channels, (12, 17), 60, device=device, dtype=dtype)
+    rois[7, 2] = NAN
+    packs = features.contiguous(memory_format=torch.channels_last)
+    for one, other in zip(with_places(features, rois, bins, 0.125), with_places(packs, rois, bins, 0.125)):
+        assert one.is_contiguous() and other.is_contiguous(memory_format=torch.channels_last)
+        assert bool(((one == other) | ((one != one) & (other != other))).all())
+    one, other = (both_ways(t, rois, bins, 0.125)[1].double() for t in (features, packs))
+    assert float((one - other).abs().max()) <= 4 * ROUNDING[dtype] * float(other.abs().max())

@@ -412,8 +412,30 @@ def test_streams_and_graphs(reduction):
 def test_cuda_keeps_nothing_beside_the_gradient():
     logits, targets = (t.cuda() for t in reference.random_inputs(20000, 80))
     logits.requires_grad_()
-    assert on_cuda.peak_bytes(lambda: sigmoid_focal_loss(logits, targets, 2.0, 0.25)) < 2**16
+    with torch.no_grad():
+        assert on_cuda.peak_bytes(lambda: sigmoid_focal_loss(logits, targets, 2.0, 0.25)) < 2**16
+    # the forward writes what will be the gradient
+    assert on_cuda.peak_bytes(lambda: sigmoid_focal_loss(logits, targets, 2.0, 0.25)) < 4 * logits.numel() + 2**16
     assert on_cuda.peak_bytes(lambda: gradient(logits, targets)) < 4 * logits.numel() + 2**16
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_graph_serves_several_backward_passes(dtype):
+    """The first returns what the forward wrote, whatever factor arrives; later ones have their own memory."""
+    logits, targets = (t.cuda() for t in reference.random_inputs(300, 80))
+    logits = logits.to(dtype).requires_grad_()
+    total = sigmoid_focal_loss(logits, targets, 2.0, 0.25)
+    factors = [torch.full_like(total, number) for number in (1, 1, 0.3)]
+    grads = [torch.autograd.grad(total, logits, factor, retain_graph=True)[0] for factor in factors]
+    assert grads[0].equal(grads[1]) and grads[0].data_ptr() != grads[1].data_ptr()
+    for factor, grad in zip(factors, grads):
+        fresh = sigmoid_focal_loss(logits, targets, 2.0, 0.25)
+        assert torch.autograd.grad(fresh, logits, factor)[0].equal(grad)
+    (grad,) = torch.autograd.grad(total, logits, create_graph=True)
+    assert grad.equal(grads[0])
+    with pytest.raises(RuntimeError, match="sigmoid_focal_loss: expected one backward pass, got a second"):
+        grad.sum().backward()
 
 
 @needs_cuda

@@ -37,12 +37,12 @@ def normalisers(positive, weights):
     return num_positive.clamp(min=1.0), torch.where(weight_sum > 0, weight_sum, torch.ones_like(weight_sum))
 
 
-def centerness_losses(logits, box_losses, centerness, labels, weights, gamma, alpha):
+def centerness_losses(logits, box_loss, centerness, labels, weights, gamma, alpha):
     """The three losses of a head that predicts centerness.
 
     Args:
         logits: [N, R, C].
-        box_losses: [N, R] loss of each predicted box; finite everywhere, counts at positives only.
+        box_loss: scalar, sum of the losses of the predicted boxes times `weights`.
         centerness: [N, R] logits.
         labels: [N, R] int64, 1..C: positive, 0: background, -1: ignored.
         weights: [N, R] centerness targets, 0 outside the positives.
@@ -55,12 +55,11 @@ def centerness_losses(logits, box_losses, centerness, labels, weights, gamma, al
     positive = labels > 0
     num_positive, weight_sum = normalisers(positive, weights)
     loss_cls = focal_loss_sum(logits, labels, gamma, alpha)
-    loss_reg = (weights * box_losses).sum()
     # A number stands in outside the positives, so that no infinity can turn a zero weight into a NaN.
     loss_centerness = F.binary_cross_entropy_with_logits(
         centerness.masked_fill(~positive, 0.0), weights, weight=positive.to(weights.dtype), reduction="sum"
     )
-    return loss_cls / num_positive, loss_reg / weight_sum, loss_centerness / num_positive
+    return loss_cls / num_positive, box_loss / weight_sum, loss_centerness / num_positive
 
 
 def positives_first(positive, limit):

@@ -3,7 +3,7 @@ import math
 
 from torch import nn
 
-from fcos_core.layers import DFConv2d
+from fcos_core.layers import DFConv2d, GroupNormReLU
 
 
 def conv_tower(channels, num_convs, deformable_last=False, norm=True):
@@ -25,7 +25,8 @@ def conv_tower(channels, num_convs, deformable_last=False, norm=True):
             conv = DFConv2d(channels, channels, bias=True)
         else:
             conv = nn.Conv2d(channels, channels, 3, stride=1, padding=1)
-        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU()] if norm else [conv, nn.ReLU()]
+        # the place of the ReLU stays, because it counts
+        layers += [conv, GroupNormReLU(32, channels), nn.Identity()] if norm else [conv, nn.ReLU()]
     return nn.Sequential(*layers)
 
 

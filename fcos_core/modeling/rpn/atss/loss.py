@@ -89,8 +89,8 @@ class ATSSLossComputation(object):
 
     def GIoULoss(self, pred, target, anchor, weight=None):
         """Summed (weighted) loss of encoded boxes [M, 4] against encoded boxes [M, 4] of anchors [M, 4]."""
-        losses = giou_loss(self.box_coder.decode(pred, anchor), self.box_coder.decode(target, anchor))
-        return losses.sum() if weight is None else (losses * weight).sum()
+        boxes = self.box_coder.decode(pred, anchor), self.box_coder.decode(target, anchor)
+        return giou_loss(*boxes, weight, "sum")
 
     def compute_centerness_targets(self, reg_targets, anchors):
         """Centerness of anchors [M, 4] in boxes given encoded, [M, 4]: [M]."""
@@ -133,7 +133,7 @@ class ATSSLossComputation(object):
         weights = centerness_targets(distances_to_sides(centers, boxes)).masked_fill(outside.squeeze(2), 0.0)
         loss_cls, loss_reg, loss_centerness = centerness_losses(
             full_precision(flatten_levels(box_cls, per_location)),
-            giou_loss(predicted, boxes),
+            giou_loss(predicted, boxes, weights, "sum"),
             full_precision(flatten_levels(centerness, per_location)).squeeze(2),
             labels,
             weights,

@@ -149,16 +149,15 @@ class FCOSLossComputation(object):
         locations = [level.to(regression.dtype) for level in locations]
         labels, distances = self._targets(locations, targets)
 
-        # Ones stand in outside the positives, so that no infinity can turn a zero weight into a NaN.
-        outside = labels <= 0
-        distances = distances.masked_fill(outside[:, :, None], 1.0)
-        regression = regression.masked_fill(outside[:, :, None], 1.0)
+        # Outside the positives the weight is 0, and the loss then looks at no distance.
+        weights = self.compute_centerness_targets(distances.reshape(-1, 4)).view_as(labels)
+        weights = weights.masked_fill(labels <= 0, 0.0)
         return centerness_losses(
             full_precision(flatten_levels(box_cls)),
-            iou_loss(regression, distances, self.iou_loss_type),
+            iou_loss(regression, distances, self.iou_loss_type, weights, "sum"),
             full_precision(flatten_levels(centerness)).squeeze(2),
             labels,
-            self.compute_centerness_targets(distances.reshape(-1, 4)).view_as(labels).masked_fill(outside, 0.0),
+            weights,
             self.gamma,
             self.alpha,
         )
