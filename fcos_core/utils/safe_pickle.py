@@ -1,10 +1,12 @@
 """Reading pickles and torch files without running code from them.
 
 A pickle may name any function of any module, which is then called: a downloaded "model" can take over the machine.
-torch.load has had `weights_only` against that since 1.13; for older releases and for plain pickles (Caffe2 weights)
-this module has an unpickler that knows a short list of harmless names and refuses the others.
+torch.load has had `weights_only` against that since 1.13; for older releases, for 1.13, whose version of it cannot read
+a Python float, and for plain pickles (Caffe2 weights) this module has an unpickler that knows a short list of harmless
+names and refuses the others.
 """
 
+import functools
 import inspect
 import io
 import os
@@ -13,6 +15,7 @@ import re
 import zipfile
 
 import torch
+from torch import serialization
 
 # Someone who trusts a file that was written with other classes sets this variable to 1.
 UNSAFE_SWITCH = "FCOS_CORE_UNSAFE_PICKLE"
@@ -101,9 +104,9 @@ def load_torch_file(path, unsafe=None):
     """
     _refuse_truncated(path)
     if _is_unsafe(unsafe):
-        return _load(path, _PICKLE_ARGUMENTS_UNSAFE)
+        return _load(path, safe=False)
     try:
-        return _load(path, _PICKLE_ARGUMENTS_SAFE)
+        return _load(path, safe=True)
     except pickle.UnpicklingError as error:
         # weights_only of newer torch reports a refused name and a damaged stream by the same type.
         refused = re.search(r"(?:Unsupported (?:class|global)|Trying to|Can only)[^\n]*", str(error))
@@ -115,9 +118,13 @@ def load_torch_file(path, unsafe=None):
         raise CorruptFileError(_INCOMPLETE.format(path, _first_line(error))) from error
 
 
-def _load(path, arguments):
+def _load(path, safe):
     try:
-        return torch.load(path, map_location="cpu", **arguments)
+        if not safe:
+            return torch.load(path, "cpu", **({"weights_only": False} if _has_weights_only() else {}))
+        if _has_weights_only() and _weights_only_reads_floats():
+            return torch.load(path, "cpu", weights_only=True)
+        return _restricted_load(path, "cpu")
     except (UnsafeFileError, pickle.UnpicklingError):
         raise
     except (EOFError, RuntimeError, ValueError, KeyError, AttributeError, IndexError) as error:
@@ -129,8 +136,28 @@ def _has_weights_only():
     return "weights_only" in inspect.signature(torch.load).parameters
 
 
-_PICKLE_ARGUMENTS_SAFE = {"weights_only": True} if _has_weights_only() else {"pickle_module": _RestrictedPickle}
-_PICKLE_ARGUMENTS_UNSAFE = {"weights_only": False} if _has_weights_only() else {}
+def _restricted_load(path, map_location):
+    """torch.load with the unpickler of this module."""
+    if not _has_weights_only():
+        return torch.load(path, map_location, pickle_module=_RestrictedPickle)
+    # torch.load of 1.13 takes a pickle_module and then uses Python's own all the same
+    with open(path, "rb") as stream:
+        if not serialization._is_zipfile(stream):
+            return serialization._legacy_load(stream, map_location, _RestrictedPickle, encoding="utf-8")
+        with serialization._open_zipfile_reader(stream) as reader:
+            return serialization._load(reader, map_location, _RestrictedPickle, encoding="utf-8")
+
+
+@functools.lru_cache(maxsize=None)
+def _weights_only_reads_floats():
+    """That of torch 1.13 does not, and learning rates are floats."""
+    probe = io.BytesIO()
+    torch.save({"lr": 0.5}, probe)
+    probe.seek(0)
+    try:
+        return torch.load(probe, weights_only=True)["lr"] == 0.5
+    except pickle.UnpicklingError:
+        return False
 
 
 def _refuse_truncated(path):

@@ -250,8 +250,6 @@ def test_assignment_golden(positive_type, variant, options, rounded_exp_and_log)
     recipe.assert_close(encoded[positive][::4], PIECES[record + "pos_reg_every4"], 1e-6, "boxes")
     flat = torch.cat([level.reshape(-1, 4) for level in anchors])
     centerness = model.loss_evaluator.compute_centerness_targets(encoded[positive], flat[positive])
-    # Boxes went through log and exp in float32 before their distances are taken: the record itself is 3.6e-6 away from
-    # the same in float64, and the last digits fall differently with another torch or processor.
     recipe.assert_close(centerness[::4], PIECES[record + "pos_centerness_every4"], 1e-6, "centerness")
 
 
