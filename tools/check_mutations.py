@@ -87,8 +87,8 @@ MUTATIONS = [
         "cuda",
         "bins without a maximum have a gradient",
         "roi_pool/roi_pool_cuda.cu",
-        "if (place < 0 || place >= pixels) continue;\n    const int channel",
-        "const int channel",
+        "if (place < 0 || place >= pixels) continue;\n    atomic_add",
+        "atomic_add",
     ),
     Mutation(
         "cuda",
@@ -110,6 +110,20 @@ MUTATIONS = [
         "sigmoid_focal_loss/sigmoid_focal_loss_cuda.cu",
         "target <= static_cast<int64_t>(work.num_classes.divisor);",
         "true;",
+    ),
+    Mutation(
+        "cuda",
+        "boxes of weight 0 are looked at",
+        "iou_loss/iou_loss_cuda.cu",
+        "if (weight != T(0))\n    pair",
+        "pair",
+    ),
+    Mutation(
+        "cuda",
+        "what is negative stays",
+        "group_norm_relu/group_norm_relu_cuda.cu",
+        "narrow<T>(value < C(0) ? C(0) : value)",
+        "narrow<T>(value)",
     ),
     # ---- the CPU
     Mutation(
