@@ -1,8 +1,9 @@
 """Reading pickles and torch files without running code from them.
 
 A pickle may name any function of any module, which is then called: a downloaded "model" can take over the machine.
-torch.load has had `weights_only` against that since 1.13; for older releases and for plain pickles (Caffe2 weights)
-this module has an unpickler that knows a short list of harmless names and refuses the others.
+torch.load has `weights_only` against that, of use since 2.0: that of 1.13 cannot read a number with a fraction.  For
+older releases and for plain pickles (Caffe2 weights) this module has an unpickler that knows a short list of harmless
+names and refuses the others.
 """
 
 import inspect
@@ -129,7 +130,20 @@ def _has_weights_only():
     return "weights_only" in inspect.signature(torch.load).parameters
 
 
-_PICKLE_ARGUMENTS_SAFE = {"weights_only": True} if _has_weights_only() else {"pickle_module": _RestrictedPickle}
+def _weights_only_serves():
+    """Whether it reads what every checkpoint holds; that of torch 1.13 fails on a float, such as a learning rate."""
+    if not _has_weights_only():
+        return False
+    stream = io.BytesIO()
+    torch.save({"lr": 0.5}, stream)
+    stream.seek(0)
+    try:
+        return torch.load(stream, weights_only=True) == {"lr": 0.5}
+    except pickle.UnpicklingError:
+        return False
+
+
+_PICKLE_ARGUMENTS_SAFE = {"weights_only": True} if _weights_only_serves() else {"pickle_module": _RestrictedPickle}
 _PICKLE_ARGUMENTS_UNSAFE = {"weights_only": False} if _has_weights_only() else {}
 
 
