@@ -6,11 +6,14 @@ older releases and for plain pickles (Caffe2 weights) this module has an unpickl
 names and refuses the others.
 """
 
+import contextlib
+import functools
 import inspect
 import io
 import os
 import pickle
 import re
+import threading
 import zipfile
 
 import torch
@@ -107,7 +110,7 @@ def load_torch_file(path, unsafe=None):
         return _load(path, _PICKLE_ARGUMENTS_SAFE)
     except pickle.UnpicklingError as error:
         # weights_only of newer torch reports a refused name and a damaged stream by the same type.
-        refused = re.search(r"(?:Unsupported (?:class|global)|Trying to|Can only)[^\n]*", str(error))
+        refused = re.search(r"(?:Unsupported (?:class|global)|Trying to|Can only|the name)[^\n;]*", str(error))
         if refused:
             raise UnsafeFileError(
                 f"load_torch_file: expected {path} to hold tensors and plain types, got: {refused.group(0)}; if you "
@@ -118,7 +121,8 @@ def load_torch_file(path, unsafe=None):
 
 def _load(path, arguments):
     try:
-        return torch.load(path, map_location="cpu", **arguments)
+        with _with_an_unpickler_of_ours(arguments):
+            return torch.load(path, map_location="cpu", **arguments)
     except (UnsafeFileError, pickle.UnpicklingError):
         raise
     except (EOFError, RuntimeError, ValueError, KeyError, AttributeError, IndexError) as error:
@@ -130,10 +134,9 @@ def _has_weights_only():
     return "weights_only" in inspect.signature(torch.load).parameters
 
 
+@functools.lru_cache(maxsize=None)
 def _weights_only_serves():
     """Whether it reads what every checkpoint holds; that of torch 1.13 fails on a float, such as a learning rate."""
-    if not _has_weights_only():
-        return False
     stream = io.BytesIO()
     torch.save({"lr": 0.5}, stream)
     stream.seek(0)
@@ -143,8 +146,24 @@ def _weights_only_serves():
         return False
 
 
-_PICKLE_ARGUMENTS_SAFE = {"weights_only": True} if _weights_only_serves() else {"pickle_module": _RestrictedPickle}
+_PICKLE_ARGUMENTS_SAFE = {"weights_only": True} if _has_weights_only() else {"pickle_module": _RestrictedPickle}
 _PICKLE_ARGUMENTS_UNSAFE = {"weights_only": False} if _has_weights_only() else {}
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@contextlib.contextmanager
+def _with_an_unpickler_of_ours(arguments):
+    """torch 1.13, only: in the place of its own for weights_only, since it leaves `pickle_module` out of account."""
+    if not arguments.get("weights_only") or _weights_only_serves():
+        yield
+        return
+    with _ONE_AT_A_TIME:
+        theirs = torch.serialization._weights_only_unpickler
+        torch.serialization._weights_only_unpickler = _RestrictedPickle
+        try:
+            yield
+        finally:
+            torch.serialization._weights_only_unpickler = theirs
 
 
 def _refuse_truncated(path):
