@@ -44,9 +44,9 @@ def make_targets(names):
 
 def as_numpy(detections):
     return (
-        detections.convert("xyxy").bbox.numpy(),
-        detections.get_field("scores").numpy(),
-        detections.get_field("labels").numpy(),
+        detections.convert("xyxy").bbox.cpu().numpy(),
+        detections.get_field("scores").cpu().numpy(),
+        detections.get_field("labels").cpu().numpy(),
     )
 
 
@@ -57,7 +57,7 @@ def config_of(golden):
 
 
 def check_map(golden, key, value, tolerance):
-    value = value.detach().double().numpy()
+    value = value.detach().double().cpu().numpy()
     assert list(golden[key + "/shape"]) == list(value.shape)
     recipe.assert_close(value.std(), golden[key + "/std"], tolerance, key + " std")
     sample = golden[key + "/sample"]
@@ -67,7 +67,7 @@ def check_map(golden, key, value, tolerance):
 def check_gradients(golden, prefix, named_parameters, tolerances):
     """Norms and products with a fixed direction; gradients that vanish beside the whole one are noise and left out."""
     _, _, median, worst, product, _, _ = tolerances
-    gradients = {name: p.grad.double().numpy() for name, p in named_parameters if p.requires_grad}
+    gradients = {name: p.grad.double().cpu().numpy() for name, p in named_parameters if p.requires_grad}
     names = [str(n) for n in golden["grad_names"]]
     assert sorted(gradients) == sorted(names)
     recorded = golden[prefix + "grad/l2"]
@@ -95,19 +95,20 @@ def runs(names):
     return result
 
 
-def check_whole_model(name, recorded, computed, tolerances):
+def check_whole_model(name, recorded, computed, tolerances, device="cpu"):
     """Features, head outputs, detections, losses and gradients of the model `name` on the images A and B.
 
     Args:
         name: file without its ending.
         recorded, computed: "f32" or "f64", see `runs`.
         tolerances: for the float32 record; a tuple like EXACT.
+        device: where to compute.
     """
     golden = recipe.Golden(name + ".npz")
     dtype, prefix = DTYPES[computed], recorded + "/"
     tolerances = tolerances if recorded == "f32" else EXACT
-    model = recipe.fill(build_detection_model(config_of(golden))).to(dtype)
-    images = to_image_list([torch.from_numpy(recipe.image(n)).to(dtype) for n in ("A", "B")], 32)
+    model = recipe.fill(build_detection_model(config_of(golden))).to(device, dtype)
+    images = to_image_list([torch.from_numpy(recipe.image(n)).to(device, dtype) for n in ("A", "B")], 32)
 
     model.eval()
     with torch.no_grad():
@@ -130,14 +131,14 @@ def check_whole_model(name, recorded, computed, tolerances):
         state = model.state_dict()
         norms = [float(state[str(n)].double().norm()) for n in golden["bn_after_train/names"]]
         recipe.assert_close(norms, golden["bn_after_train/l2"], 1e-5, "BN statistics")
-    _, losses = model.rpn(images, features, make_targets(["A", "B"]))
+    _, losses = model.rpn(images, features, [target.to(device) for target in make_targets(["A", "B"])])
     assert {prefix + "loss/" + key for key in losses} == {key for key in golden if key.startswith(prefix + "loss/")}
     for key, value in losses.items():
         recipe.assert_close(value.item(), golden[prefix + "loss/" + key], tolerances[0], key)
     sum(losses.values()).backward()
     check_gradients(golden, prefix, model.named_parameters(), tolerances)
     for key in [k for k in golden if k.startswith(prefix + "gradfull/")]:
-        gradient = dict(model.named_parameters())[key[len(prefix + "gradfull/") :]].grad.numpy()
+        gradient = dict(model.named_parameters())[key[len(prefix + "gradfull/") :]].grad.cpu().numpy()
         recipe.assert_close(gradient, golden[key], tolerances[3], key)
 
 

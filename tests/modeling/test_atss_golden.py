@@ -37,10 +37,10 @@ def ties_as_recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("name,recorded,computed", checks.runs(TOLERANCES))
-def test_whole_model(name, recorded, computed, request, ties_as_recorded):
+def test_whole_model(name, recorded, computed, device, request, ties_as_recorded):
     ties_as_recorded(name)
-    with recipe.portable_arithmetic(request, computed):
-        checks.check_whole_model(name, recorded, computed, TOLERANCES[name])
+    with recipe.portable_arithmetic(request, computed, device):
+        checks.check_whole_model(name, recorded, computed, TOLERANCES[name], device)
 
 
 @pytest.mark.parametrize("name", [n for n in TOLERANCES if "targets/img0/labels" in recipe.Golden(n + ".npz")])

@@ -28,9 +28,9 @@ HEADS = recipe.Golden("heads.npz")
 
 
 @pytest.mark.parametrize("name,recorded,computed", checks.runs(TOLERANCES))
-def test_whole_model(name, recorded, computed, request):
-    with recipe.portable_arithmetic(request, computed):
-        checks.check_whole_model(name, recorded, computed, TOLERANCES[name])
+def test_whole_model(name, recorded, computed, device, request):
+    with recipe.portable_arithmetic(request, computed, device):
+        checks.check_whole_model(name, recorded, computed, TOLERANCES[name], device)
 
 
 @pytest.mark.parametrize("name", [n for n in TOLERANCES if "targets/labels0" in recipe.Golden(n + ".npz")])
