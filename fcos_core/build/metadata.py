@@ -24,15 +24,18 @@ def dependencies(root, torch_version=None):
     Args:
         root (str): folder of pyproject.toml.
         torch_version (str or None): of the environment installed into; None if there is none, or it is not known.
+            A torch that is there keeps its place: torchvision, each release of which wants one torch, is then left to
+            the user (only bodies by the name of torchvision need it), and NumPy and OpenCV fit the torch.
 
     Returns:
         list[str]: requirements.
     """
     needed = _values(_section(_text(root), "tool.fcos_core"))["dependencies"]
     numbers = [int(number) for number in re.findall(r"\d+", torch_version or "")[:2]]
-    if not numbers or numbers >= [2, 3]:
+    if not numbers:
         return needed
-    return [_BESIDE_OLD_TORCH.get(name, name) for name in needed]
+    needed.remove("torchvision")
+    return needed if numbers >= [2, 3] else [_BESIDE_OLD_TORCH.get(name, name) for name in needed]
 
 
 def torch_version(folder):
