@@ -106,9 +106,14 @@ def _pair_loss(function, pred, target, weight, kind, reduction):
 # ---- the formulas in operators of torch, which differentiate them by everything ----
 
 
-def _composed(pred, target, weight, kind, reduction):
+def composed_losses(pred, target, kind):
+    """Losses [...] of pairs [..., 4], a kind of `_KINDS`, without weights."""
     formula = _composed_boxes if kind == "box_giou" else _composed_distances
-    losses = formula(_at_least_float32(pred), _at_least_float32(target), kind)
+    return formula(_at_least_float32(pred), _at_least_float32(target), kind)
+
+
+def _composed(pred, target, weight, kind, reduction):
+    losses = composed_losses(pred, target, kind)
     if weight is not None:
         losses = torch.where(weight == 0, torch.zeros_like(losses), losses * weight)
     return losses.sum() if reduction == "sum" else losses

@@ -13,7 +13,16 @@ import torch
 from fcos_core.build import BuildError, sources
 from fcos_core.layers import _fallback, _library
 from fcos_core.layers._fallback import OPERATORS
-from tests.reference import deform_conv, deform_psroi_pooling, nms, roi_align, roi_pool, sigmoid_focal_loss
+from tests.reference import (
+    deform_conv,
+    deform_psroi_pooling,
+    group_norm_relu,
+    iou_loss,
+    nms,
+    roi_align,
+    roi_pool,
+    sigmoid_focal_loss,
+)
 
 ROOT = os.path.dirname(sources.PACKAGE_DIR)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -40,9 +49,17 @@ def calls(op, device, dtype):
         for s in sigmoid_focal_loss.sample_inputs(device, dtype, requires_grad=True):
             for gamma, reduction in ((2.0, 0), (1.5, 0), (0.0, 2)):
                 yield s.name, (s.logits, s.targets, gamma, 0.25, reduction)
+    elif op == "iou_loss":
+        for kind, name in enumerate(iou_loss.KINDS):
+            for number, s in enumerate(iou_loss.sample_inputs(name, device, dtype, requires_grad=True)):
+                yield "{}, {}".format(name, s.name), (s.pred, s.target, s.weight, kind, 2 * (number % 2))
+    elif op == "group_norm_relu":
+        for s in group_norm_relu.sample_inputs(device, dtype, requires_grad=True):
+            yield s.name, (s.input, s.weight, s.bias, s.num_groups, 1e-5)
 
 
-DIFFERENTIABLE = ["deform_conv", "deform_psroi_pooling", "roi_align", "roi_pool", "sigmoid_focal_loss"]
+DIFFERENTIABLE = ["deform_conv", "deform_psroi_pooling", "group_norm_relu", "iou_loss", "roi_align", "roi_pool"]
+DIFFERENTIABLE += ["sigmoid_focal_loss"]
 
 
 def run(function, arguments):
@@ -105,6 +122,11 @@ def reference(op, arguments):
         return roi_pool.roi_pool(*arguments[:2], arguments[3:5], arguments[2])[0]
     if op == "deform_conv":
         return deform_conv.deform_conv(*arguments)
+    if op == "iou_loss":
+        losses = iou_loss.iou_loss(*arguments[:3], iou_loss.KINDS[arguments[3]])
+        return losses.sum() if arguments[4] else losses
+    if op == "group_norm_relu":
+        return group_norm_relu.group_norm_relu(*arguments)
     return deform_psroi_pooling.deform_psroi_pooling(*arguments)[0]
 
 
