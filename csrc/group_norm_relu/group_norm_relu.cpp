@@ -42,6 +42,9 @@ void check_arguments(const at::Tensor& input, const at::Tensor& weight, const at
   FCOS_CHECK(num_groups >= 1 && input.size(1) % num_groups == 0, kName, "num_groups",
              joined("to divide the channels of input (", input.size(1), ")"), num_groups,
              "32 is usual");
+  // images without pixels have no elements, but groups
+  FCOS_CHECK(static_cast<double>(input.size(0)) * num_groups < 1e15, kName, "input",
+             "to have below 10^15 groups", input.sizes(), "normalise fewer images at a time");
 }
 
 void check_eps(double eps) {

@@ -230,7 +230,7 @@ def iou_results(pred, reduction, **arguments):
 
 def iou_reference(results, pred, target, weight, kind, reduction):
     # terms of a loss cancel, and areas overflow, where numbers are large
-    tensors = [pred, target] + ([] if weight is None else [weight])
+    tensors = [t.double() for t in (pred, target, weight) if t is not None]
     if len(pred) > 100 or any(not bool(torch.isfinite(t).all()) or bool((t.abs() > 1e3).any()) for t in tensors):
         return None
     if kind < 3 and bool((torch.cat([pred, target]) < 0).any()):

@@ -86,6 +86,8 @@ def _check(input, weight, bias, num_groups):
     rule = "to divide the channels of input ({})".format(input.shape[1])
     fits = num_groups >= 1 and input.shape[1] % num_groups == 0
     check(fits, _NAME, "num_groups", rule, num_groups, "32 is usual")
+    fits, advice = input.shape[0] * num_groups < 10**15, "normalise fewer images at a time"
+    check(fits, _NAME, "input", "to have below 10^15 groups", list(input.shape), advice)
 
 
 def _groups(x, num_groups):

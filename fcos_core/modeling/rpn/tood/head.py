@@ -98,9 +98,9 @@ class TOODHead(nn.Module):
     def _shared_features(self, feature):
         """Outputs of all layers of the tower: [N, T * F, H, W]."""
         outputs = []
-        for layer in self.shared_tower:
-            feature = layer(feature)
-            if isinstance(layer, nn.ReLU):
+        for number, module in enumerate(self.shared_tower):
+            feature = module(feature)
+            if number % 3 == 2:  # convolution, normalisation and the place of the ReLU make a layer
                 outputs.append(feature)
         return torch.cat(outputs, dim=1)
 
