@@ -43,16 +43,17 @@ struct TapsMemory {
 };
 
 // All threads of a block call it, with the same roi. Not inlined: it is most of the code of every
-// kernel, and called once for a whole slice of channels.
+// kernel, and called once for a whole slice of channels. The taps are an argument, because
+// nvcc 11 inlines what returns as much.
 template <typename C>
-__device__ __noinline__ RoiAlignTaps<C> make_taps(const RoiAlignProblem& p,
-                                                  const TapsMemory& memory, int64_t roi) {
+__device__ __noinline__ void make_taps(const RoiAlignProblem& p, const TapsMemory& memory,
+                                       int64_t roi, RoiAlignTaps<C>& taps) {
   extern __shared__ __align__(16) unsigned char shared[];
   unsigned char* bytes = memory.scratch ? memory.scratch + blockIdx.x * memory.bytes : shared;
   C* weights = reinterpret_cast<C*>(bytes);
   int* ints = reinterpret_cast<int*>(weights + roi_align_weights_size(p));
-  const RoiAlignTaps<C> taps = roi_align_locate<C>(p, roi, weights, ints);
-  if (!taps.usable) return taps;
+  taps = roi_align_locate<C>(p, roi, weights, ints);
+  if (!taps.usable) return;
 
   const int num_y = taps.y.bins, num_bins = taps.y.bins + taps.x.bins;
   __syncthreads();  // nobody reads the taps of the block's last roi any more
@@ -65,7 +66,6 @@ __device__ __noinline__ RoiAlignTaps<C> make_taps(const RoiAlignProblem& p,
   for (int i = threadIdx.x; i < num_bins; i += blockDim.x)
     i < num_y ? roi_align_fill(taps.y, i) : roi_align_fill(taps.x, i - num_y);
   __syncthreads();
-  return taps;
 }
 
 // ---- layouts ---------------------------------------------------------------------------------
@@ -148,7 +148,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t roi = work / layout.slices;
     const int first = static_cast<int>(work - roi * layout.slices) * layout.slice_channels;
     const int channels = slice_packs<1>(p, layout, first);
-    const RoiAlignTaps<C> taps = make_taps<C>(p, memory, roi);
+    RoiAlignTaps<C> taps;
+    make_taps(p, memory, roi, taps);
     const T* from = input + (taps.usable ? static_cast<Index>(taps.image) * layout.map.image : 0);
     T* to = output + static_cast<Index>(roi) * layout.pooled.image;
 
@@ -246,7 +247,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t work = blockIdx.x; work < num_work; work += gridDim.x) {
     const int64_t roi = work / layout.slices;
     const int first = static_cast<int>(work - roi * layout.slices) * layout.slice_channels;
-    const auto taps = make_taps<compute_t<T>>(p, memory, roi);
+    RoiAlignTaps<compute_t<T>> taps;
+    make_taps(p, memory, roi, taps);
     if (!taps.usable) continue;
     spread_roi<T, Index, 1, true>(p, layout, taps, roi, first, 0, static_cast<int>(p.height), grad,
                                   grad_input);
@@ -283,7 +285,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t roi = 0; roi < p.num_rois; ++roi) {
       if (is_elsewhere<C>(p, roi, image, row_begin, row_end)) continue;
       // waits for the block, so that all of the roi before has been added
-      const auto taps = make_taps<C>(p, memory, roi);
+      RoiAlignTaps<C> taps;
+      make_taps(p, memory, roi, taps);
       if (!taps.usable) continue;
       spread_roi<T, Index, kPack, false>(p, layout, taps, roi, first, row_begin, row_end, grad,
                                          grad_input);
