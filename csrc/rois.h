@@ -2,6 +2,7 @@
 // corners in pixels of the network input. For .cpp files.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "check.h"
@@ -44,10 +45,11 @@ inline void check_images(const char* function, const at::Tensor& rois, int64_t n
 }
 
 // Sizes that nothing in memory limits: those that a backward is told, and those of an output whose
-// input has no elements. Old versions of torch do not notice that their product overflows.
+// input has no elements. Old versions of torch do not notice that their product overflows; one of
+// them being 0 does not help, since the product of the others is a stride.
 inline void check_elements(const char* function, const char* what, at::IntArrayRef sizes) {
   double elements = 1;
-  for (const int64_t size : sizes) elements *= static_cast<double>(size);
+  for (const int64_t size : sizes) elements *= static_cast<double>(std::max<int64_t>(size, 1));
   FCOS_CHECK(elements < 1e15, function, what, "to have below 10^15 elements", sizes,
              "pass fewer rois or channels");
 }

@@ -43,7 +43,7 @@ def test_every_module_is_the_same_object():
 
 
 def run(code):
-    environment = dict(os.environ, PYTHONPATH=ROOT)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")]))
     return subprocess.check_output([sys.executable, "-c", code], env=environment, universal_newlines=True).strip()
 
 

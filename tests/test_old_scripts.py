@@ -35,7 +35,8 @@ def script(folder, name, package):
 
 def start(path, *arguments, **environment):
     environment = {key: str(value) for key, value in environment.items()}
-    environment.update(PYTHONPATH=ROOT, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    folders = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
+    environment.update(PYTHONPATH=folders, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     return subprocess.Popen(
         [sys.executable, path] + [str(word) for word in arguments],
         cwd=os.path.dirname(path),

@@ -231,20 +231,26 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- backward --------------------------------------------------------------------------------
 
-// What the backward knows of a channel of an image.
+// What the backward knows of a channel of an image. Not scale and shift, as in the forward, since
+// these may be infinite where the normalised value is not.
 template <typename C>
 struct Channel {
-  Pair<C> affine;
-  C mean, rstd;
+  C mean, rstd, weight, bias;
+
+  // (x - m) r
+  __device__ __forceinline__ C normalised(C value) const { return (value - mean) * rstd; }
+  // Whether the ReLU lets a gradient pass.
+  __device__ __forceinline__ bool passes(C normalised) const {
+    return normalised * weight + bias > C(0);
+  }
 };
 
 template <typename C>
 __device__ __forceinline__ Channel<C> channel_at(const GroupNormProblem& p, const C* mean,
                                                  const C* rstd, int64_t image, int64_t channel) {
   const int64_t group = image * p.num_groups + channel / (p.channels / p.num_groups);
-  const C m = mean[group], r = rstd[group];
-  const C scale = r * static_cast<const C*>(p.weight)[channel];
-  return {{scale, static_cast<const C*>(p.bias)[channel] - m * scale}, m, r};
+  return {mean[group], rstd[group], static_cast<const C*>(p.weight)[channel],
+          static_cast<const C*>(p.bias)[channel]};
 }
 
 // partials [image, part, channel]: sums of d and of d h.
@@ -273,16 +279,12 @@ __global__ void __launch_bounds__(kThreads, 3)
           const Pack<T, N> grads = load<T, N>(grad + offset, pixel, shape.packs, pack);
 #pragma unroll
           for (int k = 0; k < N; ++k) {
-            const C value = widen(values.values[k]);
-            const C d = normalised(value, numbers[k].affine) > C(0)
-                            ? static_cast<C>(widen(grads.values[k]))
-                            : C(0);
+            const C h = numbers[k].normalised(widen(values.values[k]));
+            const C d = numbers[k].passes(h) ? static_cast<C>(widen(grads.values[k])) : C(0);
             sums[k].first += d;
-            sums[k].second += d * (value - numbers[k].mean);
+            sums[k].second += d * h;
           }
         }
-#pragma unroll
-        for (int k = 0; k < N; ++k) sums[k].second *= numbers[k].rstd;
       },
       [&](int pack, int row) {
         if (pack >= shape.packs)
@@ -356,15 +358,12 @@ __global__ void __launch_bounds__(kThreads)
       shape,
       [&](int pack, int64_t begin, int64_t end) {
         Channel<C> numbers[N];
-        Pair<C> slopes[N];  // r c1 / M and r r c2 / M
+        Pair<C> means[N];  // c1 / M and c2 / M
 #pragma unroll
         for (int k = 0; k < N; ++k) {
           const int64_t channel = static_cast<int64_t>(pack) * N + k;
           numbers[k] = channel_at(p, mean, rstd, blockIdx.y, channel);
-          const C r = numbers[k].rstd;
-          const Pair<C> means =
-              group_means[blockIdx.y * p.num_groups + channel / (p.channels / p.num_groups)];
-          slopes[k] = {r * means.first, r * r * means.second};
+          means[k] = group_means[blockIdx.y * p.num_groups + channel / (p.channels / p.num_groups)];
         }
 #pragma unroll 2
         for (int64_t pixel = begin; pixel < end; pixel += shape.down) {
@@ -372,13 +371,10 @@ __global__ void __launch_bounds__(kThreads)
           Pack<T, N> grads = load<T, N>(grad + offset, pixel, shape.packs, pack);
 #pragma unroll
           for (int k = 0; k < N; ++k) {
-            const C value = widen(values.values[k]);
-            const C d = normalised(value, numbers[k].affine) > C(0)
-                            ? static_cast<C>(widen(grads.values[k]))
-                            : C(0);
-            grads.values[k] =
-                narrow<T>(numbers[k].affine.first * d - slopes[k].first -
-                          (value - numbers[k].mean) * slopes[k].second);
+            const C h = numbers[k].normalised(widen(values.values[k]));
+            const C d = numbers[k].passes(h) ? static_cast<C>(widen(grads.values[k])) : C(0);
+            grads.values[k] = narrow<T>(numbers[k].rstd * (numbers[k].weight * d - means[k].first -
+                                                           h * means[k].second));
           }
           reinterpret_cast<Pack<T, N>*>(grad_input + offset)[pixel * shape.packs + pack] = grads;
         }

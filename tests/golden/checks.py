@@ -1,4 +1,5 @@
 """Comparison of whole models and of heads with their recorded numbers; the tests of each dense head call it."""
+import contextlib
 import os
 
 import numpy as np
@@ -21,12 +22,13 @@ EXACT = (1e-10, 1e-9, 1e-9, 1e-6, 1e-6, 2e-4, 1e-7)
 
 @pytest.fixture(autouse=True)
 def plain_convolutions():
-    """Keep oneDNN out: its float32 convolutions in new versions of torch differ from float64 by 15 times what the
-    recorded ones did (median of the gradient norms, R-50), which would hide errors of our own."""
-    if hasattr(torch.backends.mkldnn, "flags"):
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
-    else:
+    """Keep oneDNN and cuDNN out: their float32 convolutions differ from float64 by 15 and 6 times what the recorded
+    ones did (median of the gradient norms, R-50), which would hide errors of our own.  No TF32 either."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if hasattr(torch.backends.mkldnn, "flags"):
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        assert not torch.backends.cuda.matmul.allow_tf32
         yield
 
 

@@ -132,6 +132,16 @@ def test_second_derivative_is_refused(device):
         grad.sum().backward()
 
 
+def test_sizes_whose_product_overflows_are_refused(device):
+    """The backward is told the sizes of the map; torch need not have seen such a tensor."""
+    load()
+    grad = torch.zeros(0, 6, 7, 7, device=device)
+    rois = torch.zeros(0, 5, device=device)
+    for sizes in ((2**62, 6, 3, 4), (2**62, 6, 0, 4)):
+        with pytest.raises(RuntimeError, match="roi_align: expected the map to have below 10\\^15 elements"):
+            torch.ops.fcos_core._roi_align_backward(grad, rois, 0.25, 7, 7, *sizes, 2, False)
+
+
 # ---- properties
 
 

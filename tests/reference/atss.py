@@ -254,12 +254,13 @@ def nearest_anchors_of_the_recorded_runs(pyramid, points, topk):
     Which of several anchors at the same distance it takes follows no rule, so records with such ties need it.
     """
     per_box, start = topk * pyramid.per_location, 0
+    all_centers, device, points = pyramid.centers.cpu(), points.device, points.cpu()
     found = torch.zeros(points.shape[:2] + (len(pyramid.counts), per_box), dtype=torch.int64)
     for level, count in enumerate(pyramid.counts):
         for image, centers in enumerate(points):
-            offsets = pyramid.centers[start : start + count, None] - centers[None]
+            offsets = all_centers[start : start + count, None] - centers[None]
             distances = offsets.pow(2).sum(dim=2).sqrt()
             index = distances.topk(min(per_box, count), dim=0, largest=False)[1] + start
             found[image, :, level, : len(index)] = index.t()
         start += count
-    return found.flatten(2)
+    return found.flatten(2).to(device)

@@ -117,6 +117,11 @@ def compute_dtype(tensor):
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def divided(x, number):
+    """`x / number` as IEEE has it; on a GPU torch multiplies by the reciprocal of a Python number."""
+    return x / torch.full_like(x, number)
+
+
 def round_half_away(x):
     """Round to whole numbers, halves away from 0; torch.round takes them to the even neighbour."""
     whole = x.trunc()

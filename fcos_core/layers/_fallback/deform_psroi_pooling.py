@@ -16,6 +16,7 @@ from fcos_core.layers._fallback.checks import (
     check_shape,
     compute_dtype,
     differentiable_once,
+    divided,
     memory_format_of,
     round_half_away,
     usable_images,
@@ -224,15 +225,16 @@ class _Problem:
         start = start + ((rois[:, low] - rois[:, low]) + (rois[:, high] - rois[:, high]))
         extent = torch.where(extent < 0.1, torch.full_like(extent, 0.1), extent)
         extent, start = extent[:, None, None, None], start[:, None, None, None]
+        bin = divided(extent, p)
         index = torch.arange(p, device=rois.device).to(rois.dtype)
-        first = (index[None, :] if along_x else index[:, None]) * (extent / p) + start
+        first = (index[None, :] if along_x else index[:, None]) * bin + start
         first = first.expand(-1, self.classes, p, p)
         if trans is not None:
             part_of = [i * self.part_size // p for i in range(p)]
             moves = trans[:, 0::2] if along_x else trans[:, 1::2]
             first = first + moves[:, :, part_of][:, :, :, part_of] * self.trans_std * extent
         steps = torch.arange(self.samples, device=rois.device).to(rois.dtype)
-        position = first[..., None] + steps * (extent / p / self.samples)[..., None]
+        position = first[..., None] + steps * divided(bin, self.samples)[..., None]
         size = self.width if along_x else self.height
         inside = (position >= -0.5) & (position <= size - 0.5) & (size > 0)
         undefined = (position != position).any(-1)

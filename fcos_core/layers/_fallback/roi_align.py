@@ -21,6 +21,7 @@ from fcos_core.layers._fallback.checks import (
     check_spatial_scale,
     compute_dtype,
     differentiable_once,
+    divided,
     memory_format_of,
     usable_images,
     without_autocast,
@@ -175,7 +176,7 @@ class _Axis:
         size = (high * scale - shift) - start
         if not aligned:
             size = size.clamp(min=1)
-        length = size / bins
+        length = divided(size, bins)
         if ratio > 0:
             samples = torch.full_like(length, ratio)
         else:

@@ -16,6 +16,7 @@ from fcos_core.layers._fallback.checks import (
     check_spatial_scale,
     compute_dtype,
     differentiable_once,
+    divided,
     memory_format_of,
     round_half_away,
     usable_images,
@@ -81,7 +82,7 @@ def _ranges(low, high, scale, bins, pixels):
     finite = (side - side == 0) & (start - start == 0)
     # any numbers serve where the roi is not used
     start = start.masked_fill(~finite, 0)
-    bin = side.masked_fill(~finite, 1).clamp(min=1) / bins
+    bin = divided(side.masked_fill(~finite, 1).clamp(min=1), bins)
     index = torch.arange(bins + 1, device=low.device).to(low.dtype)
     edges = index * bin[:, None]
     begin = (start[:, None] + edges[:, :-1].floor()).clamp(0, pixels).long()
