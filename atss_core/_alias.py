@@ -44,6 +44,13 @@ class AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         alias = module.__spec__
         if alias is not None and alias.loader_state is not None:
             module.__spec__ = alias.loader_state
+        # The import system sets a module that it loads as an attribute of its package. Where the package has a
+        # function of the name by then (`layers.nms`), that would be lost; so what is loaded gets its alias now.
+        below = module.__name__ + "."
+        for name in [name for name in sys.modules if name.startswith(below)]:
+            alias_name = ALIAS + name[len(REAL) :]
+            if alias_name not in OWN:
+                sys.modules.setdefault(alias_name, sys.modules[name])
 
     def get_code(self, fullname):
         """Code of the real module, for `python -m atss_core.x`."""

@@ -47,6 +47,17 @@ def run(code):
     return subprocess.check_output([sys.executable, "-c", code], env=environment, universal_newlines=True).strip()
 
 
+def test_functions_named_like_their_module_stay():
+    """`layers.nms` is a function; importing the module of that name by the alias must not take its place."""
+    code = """
+import atss_core.layers.nms
+from atss_core.layers.roi_align import ROIAlign
+import fcos_core.layers as layers
+print(sorted(name for name in layers.__all__ if type(getattr(layers, name)).__name__ == "module"))
+"""
+    assert run(code) == "[]"
+
+
 def test_the_alias_may_come_first():
     """In a fresh process, by all forms of the import statement."""
     code = """

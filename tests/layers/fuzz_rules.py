@@ -627,8 +627,10 @@ RULES = {
     "batched_nms": Rules(batched_nms_samples, batched_nms_wrong, mask_results, batched_nms_reference),
     "sigmoid_focal_loss": Rules(focal_samples, focal_wrong, focal_results, focal_reference),
     "_sigmoid_focal_loss_backward": Rules(focal_backward_samples, focal_backward_wrong, like_logits, None),
-    "group_norm_relu": Rules(norm_samples, norm_wrong, norm_results, norm_reference),
-    "_group_norm_relu_backward": Rules(norm_backward_samples, norm_backward_wrong, norm_backward_results, None),
+    "group_norm_relu": Rules(norm_samples, norm_wrong, norm_results, norm_reference, two_formulas=True),
+    "_group_norm_relu_backward": Rules(
+        norm_backward_samples, norm_backward_wrong, norm_backward_results, None, two_formulas=True
+    ),
     "iou_loss": Rules(iou_samples, iou_wrong, iou_results, iou_reference),
     "_iou_loss_backward": Rules(iou_backward_samples, iou_backward_wrong, like_pred, None),
     "roi_align": Rules(roi_align_samples, roi_align_wrong, roi_align_results, roi_align_reference),
