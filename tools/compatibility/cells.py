@@ -147,7 +147,9 @@ class BuildWatch:
 
     def __init__(self, source):
         self.seconds, self.warnings = None, []
-        self._warning = re.compile(r"^\s*(?:{}/)?(csrc/\S+?:\d+:.*\bwarning:.*)".format(re.escape(source)))
+        # gcc's and clang's form, nvcc's (file.cu(48): warning #177-D), and that of the assembler of GPU code
+        place = r"csrc/\S+?(?::\d+:.*\bwarning:|\(\d+\): [Ww]arning\b).*|ptxas .*\bwarning\b.*"
+        self._warning = re.compile(r"^\s*(?:{}/)?({})".format(re.escape(source), place))
 
     def __call__(self, line):
         done = re.search(r"compiled and linked in (\d+) s", line)
