@@ -160,7 +160,10 @@ def print_table(device, title, cases):
             header = list(case.contenders)
             names = ["case", "floor ms"] + header
             print("\n## {}\n\n| {} |\n|{}".format(title, " | ".join(names), "---|" * len(names)))
-        cells = [cell(measure(device, case, case.contenders[n], exact), floor) for n in header if n in case.contenders]
+        cells = [
+            cell(measure(device, case, case.contenders[n], exact), floor) if n in case.contenders else "-"
+            for n in header
+        ]
         print("| {} | {:.3g} {} | {} |".format(case.name, floor, what, " | ".join(cells)), flush=True)
         del exact
         gc.collect()

@@ -60,7 +60,13 @@ def test_what_is_read_from_an_installation(tool):
     assert watch.seconds == 57 and watch.warnings == []
     watch("  csrc/nms/nms.cpp:3:1: warning: unused variable 'x'\n")
     watch("/tmp/x/fcos_core-source/csrc/check.h:8:2: warning: sign\n")
-    assert [warning.split(":")[0] for warning in watch.warnings] == ["csrc/nms/nms.cpp", "csrc/check.h"]
+    watch("/tmp/x/fcos_core-source/csrc/nms/nms_cuda.cu(48): warning #177-D: variable was declared\n")
+    watch("csrc/nms/nms_cuda.cu(48): Warning: Function has a large return size\n")
+    watch("ptxas /tmp/nms_cuda.ptx, line 9; warning : Stack size cannot be determined\n")
+    found = [warning.split(":")[0].split("(")[0] for warning in watch.warnings]
+    assert found == ["csrc/nms/nms.cpp", "csrc/check.h"] + 2 * ["csrc/nms/nms_cuda.cu"] + [
+        "ptxas /tmp/nms_cuda.ptx, line 9; warning "
+    ]
 
 
 def test_what_is_read_from_a_report(tool, tmp_path):
