@@ -149,11 +149,37 @@ __device__ __forceinline__ void atomic_add_pack(float* address, const float (&va
   for (; i < N; ++i) atomic_add(address + i, values[i]);
 }
 
+template <bool whole>
+struct WordOf {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<false> {
+  using type = uint16_t;
+};
+
 // N values moved at once; the address must be a multiple of its size.
 template <typename T, int N>
 struct alignas(N * sizeof(T)) Pack {
   T values[N];
 };
+
+// The pack at `from` if `there`, else one of zeros: as whole words, of which a branch that only one
+// lane takes makes no instructions for each half number.
+template <typename T, int N>
+__device__ __forceinline__ Pack<T, N> pack_or_zeros(const T* from, bool there) {
+  using Word = typename WordOf<(N * sizeof(T)) % 4 == 0>::type;
+  struct alignas(N * sizeof(T)) Words {
+    Word words[N * sizeof(T) / sizeof(Word)];
+  };
+  Words words;
+#pragma unroll
+  for (Word& word : words.words) word = 0;
+  if (there) words = *reinterpret_cast<const Words*>(from);
+  Pack<T, N> pack;
+  memcpy(&pack, &words, sizeof(pack));
+  return pack;
+}
 
 template <typename T, int N>
 __host__ __device__ __forceinline__ bool fits_pack(const T* pointer) {

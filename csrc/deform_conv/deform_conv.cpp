@@ -243,13 +243,16 @@ struct GradientBuffers {
   at::Tensor input, offset, mask;
   DeformConvGradients pointers;
 
-  explicit GradientBuffers(const Arguments& a) {
+  explicit GradientBuffers(const Arguments& a, bool input_written = false) {
     const at::ScalarType dtype = compute_dtype(a.input);
-    input = empty_for(a.input, a.input.sizes(), dtype, at::MemoryFormat::ChannelsLast).zero_();
+    input = empty_for(a.input, a.input.sizes(), input_written ? a.input.scalar_type() : dtype,
+                      at::MemoryFormat::ChannelsLast);
+    if (!input_written) input.zero_();
     offset = empty_for(a.offset, a.offset.sizes(), dtype, a.offset.suggest_memory_format());
     if (a.mask.defined())
       mask = empty_for(a.mask, a.mask.sizes(), dtype, a.mask.suggest_memory_format());
     pointers.input = mutable_data(input);
+    pointers.input_written = input_written;
     pointers.offset = map_of(offset);
     pointers.mask = map_of(mask);
   }
@@ -407,16 +410,19 @@ Gradients backward_cpu(const at::Tensor& grad, const at::Tensor& input, const at
 }
 
 // ---- CUDA --------------------------------------------------------------------------------------
-// Positions are counted through all images and taken in parts of equal size that fit into scratch.
+// Positions are counted through all images and taken in parts of equal size that fit into scratch;
+// of whole images if one fits.
 
 #ifdef WITH_CUDA
 // The most positions whose columns fit, evened out.
 int64_t rows_per_part(const Arguments& a) {
-  const int64_t total = a.num_images() * a.positions();
+  const int64_t unit = a.positions(), total = a.num_images() * unit;
   const int64_t row_bytes = std::max<int64_t>(
       1, std::max(a.channels(), a.options.deformable_groups) * a.num_taps() *
              static_cast<int64_t>(a.input.element_size()));
   const int64_t most = std::max<int64_t>(1, kColumnBytesCuda / row_bytes);
+  if (total > 0 && unit <= most)
+    return ceil_div(a.num_images(), ceil_div(a.num_images(), most / unit)) * unit;
   return ceil_div(total, std::max<int64_t>(1, ceil_div(total, most)));
 }
 
@@ -466,15 +472,17 @@ Gradients backward_cuda(const at::Tensor& grad, const at::Tensor& input, const a
   const Prepared p = prepare(a, dtype);
   const at::Tensor g = converted(grad.detach(), dtype, at::MemoryFormat::ChannelsLast);
   const at::Tensor rows = rows_of(g, groups).flatten(0, 1);
-  const GradientBuffers buffers(a);
   const int64_t step = rows_per_part(a);
+  const at::Tensor lists =
+      at::empty({deform_conv_lists_cuda(p.problem, step)}, p.input.options().dtype(at::kByte));
+  // with lists, a cell is summed at once from all positions of its image
+  const bool whole = a.positions() > 0 && step % a.positions() == 0;
+  const GradientBuffers buffers(a, whole && lists.numel() > 0);
   // parts of a half dtype are added up in float32
   const bool in_parts = step < rows.size(0) && dtype != compute_dtype(input);
   const at::Tensor part = at::zeros_like(p.weight);
   const at::Tensor sum = in_parts ? part.to(at::kFloat) : part;
   const at::Tensor scratch = at::empty({step, groups, p.weight.size(2)}, p.input.options());
-  const at::Tensor lists =
-      at::empty({deform_conv_lists_cuda(p.problem, step)}, p.input.options().dtype(at::kByte));
   for (int64_t first = 0; first < rows.size(0); first += step) {
     const int64_t count = std::min(step, rows.size(0) - first);
     const at::Tensor out = rows.narrow(0, first, count), columns = scratch.narrow(0, 0, count);

@@ -71,9 +71,12 @@ struct DeformConvProblem {
   int32_t stride[2], padding[2], dilation[2];  // y, x
 };
 
-// Where the backward writes, all in the compute dtype.
+// Where the backward writes, in the compute dtype but for `input`.
 struct DeformConvGradients {
-  void* input;  // [num_images, height, width, channels], added to
+  // [num_images, height, width, channels]. Added to, in the compute dtype; or, if input_written, in
+  // the dtype of the input and written for the images of each part, which must be whole.
+  void* input;
+  bool input_written;
   DeformMap offset;
   DeformMap mask;  // null if there is no mask
 };

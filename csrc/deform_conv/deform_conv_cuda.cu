@@ -97,20 +97,22 @@ __device__ __forceinline__ int64_t column_at(const DeformConvProblem& p, const P
   return tap * part.group_size.divisor + in_group;
 }
 
-// N channels of a cell, widened; 0 outside the map.
+// N channels of the four cells of a tap, widened; 0 outside the map. All reads come before the first
+// number is used: if it were widened at once, one read would wait for the other.
 template <int N, typename T>
-__device__ __forceinline__ void load_cell(const T* __restrict__ image, int32_t pixel,
-                                          int64_t channels, int32_t channel,
-                                          compute_t<T> (&values)[N]) {
-  if (pixel < 0) {
+__device__ __forceinline__ void load_cells(const T* __restrict__ image,
+                                           const Tap<compute_t<T>>& tap, int64_t channels,
+                                           int32_t channel, compute_t<T> (&values)[4][N]) {
+  Pack<T, N> packs[4];
 #pragma unroll
-    for (int i = 0; i < N; ++i) values[i] = compute_t<T>(0);
-    return;
+  for (int cell = 0; cell < 4; ++cell)
+    packs[cell] = pack_or_zeros<T, N>(image + tap.pixel[cell] * channels + channel,
+                                      tap.pixel[cell] >= 0);
+#pragma unroll
+  for (int cell = 0; cell < 4; ++cell) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[cell][i] = widen(packs[cell].values[i]);
   }
-  const Pack<T, N> pack =
-      *reinterpret_cast<const Pack<T, N>*>(image + pixel * channels + channel);
-#pragma unroll
-  for (int i = 0; i < N; ++i) values[i] = widen(pack.values[i]);
 }
 
 template <int N, typename T>
@@ -141,9 +143,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int32_t i = lane * N; i < size; i += part.lanes * N) {
       const int32_t channel = at.group * size + i;
       C cells[4][N];
-#pragma unroll
-      for (int cell = 0; cell < 4; ++cell)
-        load_cell<N>(image, tap.pixel[cell], p.channels, channel, cells[cell]);
+      load_cells<N>(image, tap, p.channels, channel, cells);
       *reinterpret_cast<Pack<T, N>*>(columns + column_at(p, part, at, row, channel)) =
           blended<N, T>(tap, cells);
     }
@@ -181,9 +181,7 @@ __global__ void __launch_bounds__(kThreads, with_input ? 1 : 3)
           reinterpret_cast<Pack<T, N>*>(columns + column_at(p, part, at, row, channel));
       const Pack<T, N> pack = *column;
       C cells[4][N], grad[N];
-#pragma unroll
-      for (int cell = 0; cell < 4; ++cell)
-        load_cell<N>(input + image, tap.pixel[cell], p.channels, channel, cells[cell]);
+      load_cells<N>(input + image, tap, p.channels, channel, cells);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         grad[j] = widen(pack.values[j]);
@@ -302,11 +300,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A team takes a cell.
-template <typename T, int N>
+// A team takes a cell. written: no other part has terms of it.
+template <typename T, int N, bool written>
 __global__ void __launch_bounds__(kThreads)
     gather_kernel(const DeformConvProblem p, const Part part, const Lists<compute_t<T>> lists,
-                  const T* __restrict__ columns, compute_t<T>* __restrict__ grad_input) {
+                  const T* __restrict__ columns, void* grad_input) {
   using C = compute_t<T>;
   const int32_t lane = threadIdx.x % part.lanes, teams = kThreads / part.lanes;
   const int32_t size = static_cast<int32_t>(p.channels / p.deformable_groups);
@@ -314,12 +312,12 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t cell = int64_t(blockIdx.x) * teams + threadIdx.x / part.lanes; cell < lists.cells;
        cell += int64_t(gridDim.x) * teams) {
     const int32_t count = lists.counts[cell];
-    if (count == 0) continue;
+    if (!written && count == 0) continue;
     const Term<C>* terms = lists.terms + lists.begins[cell];
     int32_t map = static_cast<int32_t>(cell);
     const int32_t pixel = lists.map_size.divide(map);
     const int32_t group = part.deformable_groups.divide(map);  // map: the image within the part
-    C* to = grad_input + ((part.first_image + map) * lists.pixels + pixel) * p.channels;
+    const int64_t to = ((part.first_image + map) * lists.pixels + pixel) * p.channels;
     for (int32_t i = lane * N; i < size; i += part.lanes * N) {
       const int32_t channel = group * size + i;
       int32_t conv_group = channel;
@@ -336,7 +334,14 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int j = 0; j < N; ++j) sums[j] += term.factor * widen(pack.values[j]);
       }
-      auto* sum = reinterpret_cast<Pack<C, N>*>(to + channel);
+      if (written) {
+        Pack<T, N> result;
+#pragma unroll
+        for (int j = 0; j < N; ++j) result.values[j] = narrow<T>(sums[j]);
+        *reinterpret_cast<Pack<T, N>*>(static_cast<T*>(grad_input) + to + channel) = result;
+        continue;
+      }
+      auto* sum = reinterpret_cast<Pack<C, N>*>(static_cast<C*>(grad_input) + to + channel);
       Pack<C, N> total = *sum;
 #pragma unroll
       for (int j = 0; j < N; ++j) total.values[j] += sums[j];
@@ -386,10 +391,9 @@ const char* gather_input(const DeformConvProblem& p, const Part& part, int64_t f
                          cudaStream_t stream) {
   using C = compute_t<T>;
   Lists<C> lists = lists_of<C>(p, part, count, memory);
-  // no more maps than there are
-  const int64_t last = p.num_images - part.first_image;
-  const int64_t map = int64_t(lists.pixels) * p.deformable_groups;
-  if (lists.cells > last * map) lists.cells = last * map;
+  // of the images of this part only
+  const int64_t images = (part.first + count - 1) / (int64_t(p.out_height) * p.out_width) + 1;
+  lists.cells = images * lists.pixels * p.deformable_groups;
   const char* error =
       error_text(cudaMemsetAsync(lists.counts, 0, aligned(4 * (cells_of(p, count) + 1)), stream));
   if (error) return error;
@@ -399,8 +403,14 @@ const char* gather_input(const DeformConvProblem& p, const Part& part, int64_t f
                    stream>>>(lists);
   fill_lists<C><<<blocks, kThreads, 0, stream>>>(p, part, lists);
   const Part wide(p, first, count, N, 1);
-  gather_kernel<T, N><<<grid_size(lists.cells * wide.lanes), kThreads, 0, stream>>>(
-      p, wide, lists, static_cast<const T*>(columns), static_cast<C*>(gradients.input));
+  const unsigned cell_blocks = grid_size(lists.cells * wide.lanes);
+  if (gradients.input_written) {
+    gather_kernel<T, N, true><<<cell_blocks, kThreads, 0, stream>>>(
+        p, wide, lists, static_cast<const T*>(columns), gradients.input);
+  } else {
+    gather_kernel<T, N, false><<<cell_blocks, kThreads, 0, stream>>>(
+        p, wide, lists, static_cast<const T*>(columns), gradients.input);
+  }
   return launch_error();
 }
 
@@ -455,8 +465,11 @@ const char* launch_backward(const DeformConvProblem& p, int64_t first, int32_t c
                             const DeformConvGradients& gradients, void* columns, void* lists,
                             cudaStream_t stream) {
   constexpr int N = 16 / sizeof(T);
-  return fits<T, N>(p, columns) &&
-                 fits_pack<compute_t<T>, N>(static_cast<compute_t<T>*>(gradients.input))
+  const bool aligned_input =
+      gradients.input_written
+          ? fits_pack<T, N>(static_cast<T*>(gradients.input))
+          : fits_pack<compute_t<T>, N>(static_cast<compute_t<T>*>(gradients.input));
+  return fits<T, N>(p, columns) && aligned_input
              ? launch_backward_of<T, N>(p, first, count, gradients, columns, lists, stream)
              : launch_backward_of<T, 1>(p, first, count, gradients, columns, lists, stream);
 }

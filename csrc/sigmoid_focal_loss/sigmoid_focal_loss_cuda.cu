@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kPacks = 4;         // of a thread
 constexpr int kSumThreads = 1024;
+constexpr unsigned kFewBlocks = 1024;
 
 // n / divisor for n < 2^31 by a multiplication: floor(n (2^32 + magic) / 2^(32 + shift)).
 struct Divisor {
@@ -48,7 +49,7 @@ struct Work {
   const Scalar* logits;
   const int64_t* targets;        // one of the two
   const int32_t* short_targets;
-  uint32_t size;
+  uint32_t size, blocks;
   Divisor num_classes;
   T gamma, alpha;
   bool packed;         // logits, out and grad are multiples of 16 bytes
@@ -200,11 +201,12 @@ __device__ double block_sum(double value) {
 // The packs of a thread; returns what they add to the sum. whole: all of the block are there, and at
 // addresses of 16 bytes.
 template <Task task, bool square, bool whole, typename Scalar, typename T>
-__device__ __forceinline__ double thread_values(const Work<Scalar>& work, T factor) {
+__device__ __forceinline__ double thread_values(const Work<Scalar>& work, uint32_t block,
+                                                T factor) {
   constexpr int kSize = 16 / sizeof(Scalar);
   constexpr uint32_t kStep = kThreads * kSize;
   double sum = 0;
-  uint32_t begin = (blockIdx.x * (kPacks * kThreads) + threadIdx.x) * kSize;
+  uint32_t begin = (block * (kPacks * kThreads) + threadIdx.x) * kSize;
   const bool packed = whole || work.packed;
   const auto count_at = [&work](uint32_t at) {
     return whole                   ? kSize
@@ -255,9 +257,15 @@ __global__ void __launch_bounds__(kThreads) focal_values(const Work<Scalar> work
     factor = read_number<T>(work.factor, work.factor_dtype);
     if (work.has_slopes && factor == T(1)) return;
   }
-  double sum = work.packed && work.size >= kBlock && blockIdx.x * kBlock <= work.size - kBlock
-                   ? thread_values<task, square, true>(work, factor)
-                   : thread_values<task, square, false>(work, factor);
+  double sum = 0;
+  // one block of work for each of the grid, but for the gradient, see launch()
+  uint32_t block = blockIdx.x;
+  do {
+    sum = work.packed && work.size >= kBlock && block * kBlock <= work.size - kBlock
+              ? thread_values<task, square, true>(work, block, factor)
+              : thread_values<task, square, false>(work, block, factor);
+    block += gridDim.x;
+  } while (task == Task::gradient && block < work.blocks);
   if (has_sum(task)) {
     sum = block_sum<kThreads>(sum);
     if (threadIdx.x == 0) work.partials[blockIdx.x] = sum;
@@ -323,6 +331,7 @@ const char* launch(const FocalProblem& problem, const Output& output, cudaStream
                          shifted<const int64_t>(problem.targets, row),
                          shifted<const int32_t>(problem.short_targets, row),
                          static_cast<uint32_t>(size),
+                         static_cast<uint32_t>(slab_blocks<Scalar>(size)),
                          Divisor(static_cast<uint32_t>(problem.num_classes)),
                          static_cast<T>(problem.gamma),
                          static_cast<T>(problem.alpha),
@@ -335,7 +344,11 @@ const char* launch(const FocalProblem& problem, const Output& output, cudaStream
                          output.has_slopes};
     work.packed = fits_pack<Scalar, kSize>(work.logits) && fits_pack<Scalar, kSize>(work.out) &&
                   fits_pack<Scalar, kSize>(work.grad);
-    const unsigned blocks = static_cast<unsigned>(slab_blocks<Scalar>(size));
+    // a gradient whose slopes are there is mostly done at once, and thousands of blocks that only
+    // find that out take longer than a few
+    const unsigned blocks = task == Task::gradient && output.has_slopes && work.blocks > kFewBlocks
+                                ? kFewBlocks
+                                : work.blocks;
     if (problem.gamma == 2.0) {
       focal_values<Scalar, task, true><<<blocks, kThreads, 0, stream>>>(work);
     } else {

@@ -755,10 +755,11 @@ def test_cuda_equals_cpu(dtype):
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("groups", [1, 4])
-def test_cuda_several_parts(dtype, groups):
-    """More columns than scratch memory holds."""
+@pytest.mark.parametrize("images,channels,size", [(9, 128, (150, 90)), (1, 1280, (120, 110))])
+def test_cuda_several_parts(dtype, groups, images, channels, size):
+    """More columns than scratch memory holds: parts of whole images, and an image in parts."""
     numbers = ((1, 1), (1, 1), (1, 1), groups, 2)
-    *tensors, _ = reference.random_inputs(9, 128, (150, 90), 16, numbers=numbers)
+    *tensors, _ = reference.random_inputs(images, channels, size, 16, numbers=numbers)
     sample = reference.Sample("", *[t.to(dtype) for t in tensors], numbers)
     expected = call(exact_copy(sample))
     on_gpu = sample._replace(**{n: getattr(sample, n).cuda().requires_grad_() for n in sample._fields[1:6]})
