@@ -78,6 +78,19 @@ __device__ __forceinline__ void add_rows(const Shape& shape, Pair<C> (&sums)[N],
   }
 }
 
+// What a block leaves of a pack of channels in partials [image, part, channel].
+template <typename C, int N>
+__device__ __forceinline__ void leave_sums(const Shape& shape, Pair<C> (&sums)[N], int pack, int row,
+                                           Pair<C>* partials) {
+  if (pack >= shape.packs)
+    for (int k = 0; k < N; ++k) sums[k] = {C(0), C(0)};
+  add_rows(shape, sums, row);
+  if (row > 0 || pack >= shape.packs) return;
+  const int64_t part = blockIdx.y * static_cast<int64_t>(shape.parts) + blockIdx.x;
+#pragma unroll
+  for (int k = 0; k < N; ++k) partials[(part * shape.packs + pack) * N + k] = sums[k];
+}
+
 template <typename T, int N>
 __device__ __forceinline__ Pack<T, N> load(const T* from, int64_t pixel, int packs, int pack) {
   return reinterpret_cast<const Pack<T, N>*>(from)[pixel * packs + pack];
@@ -115,16 +128,7 @@ __global__ void __launch_bounds__(kThreads)
         }
       },
       [&](int pack, int row) {
-        if (pack >= shape.packs)
-          for (int k = 0; k < N; ++k) sums[k] = {C(0), C(0)};
-        add_rows(shape, sums, row);
-        if (row == 0 && pack < shape.packs) {
-          Pair<C>* to = partials +
-                        ((blockIdx.y * static_cast<int64_t>(shape.parts) + blockIdx.x) *
-                             shape.packs + pack) * N;
-#pragma unroll
-          for (int k = 0; k < N; ++k) to[k] = sums[k];
-        }
+        leave_sums(shape, sums, pack, row, partials);
       });
 }
 
@@ -287,16 +291,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
       },
       [&](int pack, int row) {
-        if (pack >= shape.packs)
-          for (int k = 0; k < N; ++k) sums[k] = {C(0), C(0)};
-        add_rows(shape, sums, row);
-        if (row == 0 && pack < shape.packs) {
-          Pair<C>* to = partials +
-                        ((blockIdx.y * static_cast<int64_t>(shape.parts) + blockIdx.x) *
-                             shape.packs + pack) * N;
-#pragma unroll
-          for (int k = 0; k < N; ++k) to[k] = sums[k];
-        }
+        leave_sums(shape, sums, pack, row, partials);
       });
 }
 

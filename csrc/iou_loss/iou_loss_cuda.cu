@@ -6,13 +6,13 @@
 // boxes again, which moves no more memory than keeping them would.
 #include "iou_loss.h"
 
+#include "../block_sum.h"
 #include "iou_loss_terms.h"
 
 namespace fcos_core {
 namespace {
 
 constexpr int kPairs = 4;          // of a thread, for the sum
-constexpr int kSumThreads = 1024;
 
 enum class Task { losses, sum, gradient };
 
@@ -45,20 +45,6 @@ __device__ __forceinline__ IouBox<compute_t<Scalar>> box_at(const Scalar* boxes,
 #pragma unroll
   for (int i = 0; i < 4; ++i) box.side[i] = widen(pack.values[i]);
   return box;
-}
-
-// The sum over the threads of a block, in thread 0; the same order each time.
-template <int kSize>
-__device__ double block_sum(double value) {
-  __shared__ double warps[kSize / 32];
-  for (int offset = 16; offset > 0; offset /= 2)
-    value += __shfl_down_sync(0xffffffffu, value, offset);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  double total = 0;
-  if (threadIdx.x == 0)
-    for (int w = 0; w < kSize / 32; ++w) total += warps[w];
-  return total;
 }
 
 // What one pair adds to the sum of its thread.
@@ -98,15 +84,6 @@ __global__ void __launch_bounds__(kThreads) iou_pairs(const Work<Scalar> work) {
     sum = block_sum<kThreads>(sum);
     if (threadIdx.x == 0) work.partials[blockIdx.x] = sum;
   }
-}
-
-template <typename Sum>
-__global__ void __launch_bounds__(kSumThreads)
-    add_partials(const double* partials, int64_t count, Sum* total) {
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kSumThreads) sum += partials[i];
-  sum = block_sum<kSumThreads>(sum);
-  if (threadIdx.x == 0) *total = static_cast<Sum>(sum);
 }
 
 // ---- launches ------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@
 // Matrices beyond 32-bit indices are cut into slabs of rows, one launch each.
 #include "sigmoid_focal_loss.h"
 
+#include "../block_sum.h"
 #include "sigmoid_focal_loss_terms.h"
 
 namespace fcos_core {
 namespace {
 
 constexpr int kPacks = 4;         // of a thread
-constexpr int kSumThreads = 1024;
 constexpr unsigned kFewBlocks = 1024;
 
 // n / divisor for n < 2^31 by a multiplication: floor(n (2^32 + magic) / 2^(32 + shift)).
@@ -184,20 +184,6 @@ __device__ T read_number(const void* number, DType dtype) {
   }
 }
 
-// The sum over the threads of a block, in thread 0; the same order each time.
-template <int kSize>
-__device__ double block_sum(double value) {
-  __shared__ double warps[kSize / 32];
-  for (int offset = 16; offset > 0; offset /= 2)
-    value += __shfl_down_sync(0xffffffffu, value, offset);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  double total = 0;
-  if (threadIdx.x == 0)
-    for (int w = 0; w < kSize / 32; ++w) total += warps[w];
-  return total;
-}
-
 // The packs of a thread; returns what they add to the sum. whole: all of the block are there, and at
 // addresses of 16 bytes.
 template <Task task, bool square, bool whole, typename Scalar, typename T>
@@ -270,15 +256,6 @@ __global__ void __launch_bounds__(kThreads) focal_values(const Work<Scalar> work
     sum = block_sum<kThreads>(sum);
     if (threadIdx.x == 0) work.partials[blockIdx.x] = sum;
   }
-}
-
-template <typename Sum>
-__global__ void __launch_bounds__(kSumThreads)
-    add_partials(const double* partials, int64_t count, Sum* total) {
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kSumThreads) sum += partials[i];
-  sum = block_sum<kSumThreads>(sum);
-  if (threadIdx.x == 0) *total = static_cast<Sum>(sum);
 }
 
 // ---- launches ------------------------------------------------------------------------------------

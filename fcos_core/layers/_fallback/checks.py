@@ -48,6 +48,16 @@ def check_same_device(function, argument, tensor, other_argument, other):
     check(tensor.device == other.device, function, argument, rule, tensor.device, "move one of them with .to(device)")
 
 
+def check_grad_of_losses(function, grad, argument, tensor, is_sum, shape, text):
+    """Refuse a gradient of losses of `tensor`: one number if they were summed, else of `shape`, `text` in the docs."""
+    check_floating(function, "grad", grad)
+    check_same_device(function, "grad", grad, argument, tensor)
+    if is_sum:
+        check_shape(function, "grad", grad, grad.numel() == 1, "[], one number")
+    else:
+        check_shape(function, "grad", grad, grad.shape == shape, text)
+
+
 def check_shape(function, argument, tensor, fits, shape):
     """Refuse a shape; `shape` is how the docs write the right one, such as "[M, 4]"."""
     check_given(function, **{argument: tensor})

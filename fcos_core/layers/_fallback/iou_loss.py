@@ -6,6 +6,7 @@ from fcos_core.layers._fallback.checks import (
     check,
     check_floating,
     check_given,
+    check_grad_of_losses,
     check_same_device,
     check_shape,
     compute_dtype,
@@ -41,12 +42,7 @@ class _IouLoss(torch.autograd.Function):
 def _iou_loss_backward(grad, pred, target, weight, kind, reduction):
     check_given(_NAME, grad=grad, pred=pred, target=target)
     _check(pred, target, weight, kind, reduction)
-    check_floating(_NAME, "grad", grad)
-    check_same_device(_NAME, "grad", grad, "pred", pred)
-    if reduction == _SUM:
-        check_shape(_NAME, "grad", grad, grad.numel() == 1, "[], one number")
-    else:
-        check_shape(_NAME, "grad", grad, grad.shape == pred.shape[:1], "[M], one per box")
+    check_grad_of_losses(_NAME, grad, "pred", pred, reduction == _SUM, pred.shape[:1], "[M], one per box")
     # the formulas are differentiated by torch, apart from the graph of the caller
     with torch.enable_grad():
         leaf = pred.detach().to(compute_dtype(pred)).requires_grad_()

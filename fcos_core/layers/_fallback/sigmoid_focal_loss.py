@@ -9,6 +9,7 @@ from fcos_core.layers._fallback.checks import (
     check,
     check_floating,
     check_given,
+    check_grad_of_losses,
     check_integral,
     check_same_device,
     check_shape,
@@ -58,12 +59,7 @@ class _SigmoidFocalLoss(torch.autograd.Function):
 def _sigmoid_focal_loss_backward(grad, logits, targets, gamma, alpha, reduction):
     check_given(_NAME, grad=grad, logits=logits, targets=targets)
     _check(logits, targets, gamma, alpha, reduction)
-    check_floating(_NAME, "grad", grad)
-    check_same_device(_NAME, "grad", grad, "logits", logits)
-    if reduction == _SUM:
-        check_shape(_NAME, "grad", grad, grad.numel() == 1, "[], one number")
-    else:
-        check_shape(_NAME, "grad", grad, grad.shape == logits.shape, "[R, C], as logits")
+    check_grad_of_losses(_NAME, grad, "logits", logits, reduction == _SUM, logits.shape, "[R, C], as logits")
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     with torch.no_grad(), without_autocast(logits):
         for rows in _steps(logits):

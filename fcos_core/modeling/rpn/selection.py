@@ -274,6 +274,28 @@ class DistancePostProcessor(DensePostProcessor):
         return self.detections(boxes, scores, classes, whole_sizes(image_sizes))
 
 
+def dense_options(config, options):
+    """The arguments of DensePostProcessor that every dense head reads from the same keys.
+
+    Args:
+        config: reads TEST.
+        options: the head's own section of `config`.
+
+    Returns:
+        dict
+    """
+    return {
+        "pre_nms_thresh": options.INFERENCE_TH,
+        "pre_nms_top_n": options.PRE_NMS_TOP_N,
+        "nms_thresh": options.NMS_TH,
+        "fpn_post_nms_top_n": config.TEST.DETECTIONS_PER_IMG,
+        "min_size": 0,
+        "num_classes": options.NUM_CLASSES,
+        "bbox_aug_enabled": config.TEST.BBOX_AUG.ENABLED,
+        "bbox_aug_vote": config.TEST.BBOX_AUG.VOTE,
+    }
+
+
 def geometric_mean(scores):
     """sqrt(probability * quality) of the candidates; what is negative stays."""
     return torch.where(scores >= 0, scores.clamp(min=0).sqrt(), scores)

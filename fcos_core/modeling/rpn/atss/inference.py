@@ -2,12 +2,14 @@
 
 Shape letters as in levels.py; K is the number of candidates of an image, the same for all images of a batch.
 """
+
 import torch
 
 from fcos_core.modeling.rpn.anchor_generator import as_levels, level_boxlists, level_of_boxlists
 from fcos_core.modeling.rpn.selection import (
     DensePostProcessor,
     decode_selected,
+    dense_options,
     geometric_mean,
     select_candidates,
     whole_sizes,
@@ -95,14 +97,4 @@ class ATSSPostProcessor(DensePostProcessor):
 
 def make_atss_postprocessor(config, box_coder):
     """The post-processor that `config` describes."""
-    return ATSSPostProcessor(
-        pre_nms_thresh=config.MODEL.ATSS.INFERENCE_TH,
-        pre_nms_top_n=config.MODEL.ATSS.PRE_NMS_TOP_N,
-        nms_thresh=config.MODEL.ATSS.NMS_TH,
-        fpn_post_nms_top_n=config.TEST.DETECTIONS_PER_IMG,
-        min_size=0,
-        num_classes=config.MODEL.ATSS.NUM_CLASSES,
-        box_coder=box_coder,
-        bbox_aug_enabled=config.TEST.BBOX_AUG.ENABLED,
-        bbox_aug_vote=config.TEST.BBOX_AUG.VOTE,
-    )
+    return ATSSPostProcessor(box_coder=box_coder, **dense_options(config, config.MODEL.ATSS))

@@ -2,10 +2,17 @@
 
 Shape letters as in levels.py; K is the number of candidates of an image, the same for all images of a batch.
 """
+
 import torch
 
 from fcos_core.modeling.rpn.levels import flatten_levels
-from fcos_core.modeling.rpn.selection import DensePostProcessor, geometric_mean, select_candidates, whole_sizes
+from fcos_core.modeling.rpn.selection import (
+    DensePostProcessor,
+    dense_options,
+    geometric_mean,
+    select_candidates,
+    whole_sizes,
+)
 
 
 def decode_boxes(locations, distances):
@@ -58,13 +65,4 @@ class FCOSPostProcessor(DensePostProcessor):
 
 def make_fcos_postprocessor(config):
     """The post-processor that `config` describes."""
-    return FCOSPostProcessor(
-        pre_nms_thresh=config.MODEL.FCOS.INFERENCE_TH,
-        pre_nms_top_n=config.MODEL.FCOS.PRE_NMS_TOP_N,
-        nms_thresh=config.MODEL.FCOS.NMS_TH,
-        fpn_post_nms_top_n=config.TEST.DETECTIONS_PER_IMG,
-        min_size=0,
-        num_classes=config.MODEL.FCOS.NUM_CLASSES,
-        bbox_aug_enabled=config.TEST.BBOX_AUG.ENABLED,
-        bbox_aug_vote=config.TEST.BBOX_AUG.VOTE,
-    )
+    return FCOSPostProcessor(**dense_options(config, config.MODEL.FCOS))

@@ -1,6 +1,7 @@
 """From the head's outputs to detections (arXiv:2006.04388, section 3)."""
+
 from fcos_core.modeling.rpn.gfl.distances import expected_distances
-from fcos_core.modeling.rpn.selection import DistancePostProcessor
+from fcos_core.modeling.rpn.selection import DistancePostProcessor, dense_options
 
 
 class GFLPostProcessor(DistancePostProcessor):
@@ -14,14 +15,4 @@ class GFLPostProcessor(DistancePostProcessor):
 def make_gfl_postprocessor(config):
     """The post-processor that `config` describes."""
     options = config.MODEL.GFL
-    return GFLPostProcessor(
-        strides=options.ANCHOR_STRIDES,
-        pre_nms_thresh=options.INFERENCE_TH,
-        pre_nms_top_n=options.PRE_NMS_TOP_N,
-        nms_thresh=options.NMS_TH,
-        fpn_post_nms_top_n=config.TEST.DETECTIONS_PER_IMG,
-        min_size=0,
-        num_classes=options.NUM_CLASSES,
-        bbox_aug_enabled=config.TEST.BBOX_AUG.ENABLED,
-        bbox_aug_vote=config.TEST.BBOX_AUG.VOTE,
-    )
+    return GFLPostProcessor(strides=options.ANCHOR_STRIDES, **dense_options(config, options))

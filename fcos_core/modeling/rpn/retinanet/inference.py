@@ -1,8 +1,15 @@
 """From the head's outputs to detections (arXiv:1708.02002, section 4.1), for a whole batch at once."""
+
 import torch
 
 from fcos_core.modeling.rpn.anchor_generator import as_levels, level_boxlists, level_of_boxlists
-from fcos_core.modeling.rpn.selection import DensePostProcessor, decode_selected, select_candidates, whole_sizes
+from fcos_core.modeling.rpn.selection import (
+    DensePostProcessor,
+    decode_selected,
+    dense_options,
+    select_candidates,
+    whole_sizes,
+)
 
 
 class RetinaNetPostProcessor(DensePostProcessor):
@@ -91,14 +98,4 @@ class RetinaNetPostProcessor(DensePostProcessor):
 
 def make_retinanet_postprocessor(config, rpn_box_coder, is_train=False):
     """The post-processor that `config` describes; is_train makes no difference."""
-    return RetinaNetPostProcessor(
-        pre_nms_thresh=config.MODEL.RETINANET.INFERENCE_TH,
-        pre_nms_top_n=config.MODEL.RETINANET.PRE_NMS_TOP_N,
-        nms_thresh=config.MODEL.RETINANET.NMS_TH,
-        fpn_post_nms_top_n=config.TEST.DETECTIONS_PER_IMG,
-        min_size=0,
-        num_classes=config.MODEL.RETINANET.NUM_CLASSES,
-        box_coder=rpn_box_coder,
-        bbox_aug_enabled=config.TEST.BBOX_AUG.ENABLED,
-        bbox_aug_vote=config.TEST.BBOX_AUG.VOTE,
-    )
+    return RetinaNetPostProcessor(box_coder=rpn_box_coder, **dense_options(config, config.MODEL.RETINANET))
