@@ -122,14 +122,44 @@ void check_places_on_cpu(const at::Tensor& rois, int64_t num_images, const at::T
              joined(least, "..", most), "pass the one that the forward gave");
 }
 
+// Maps of planes are copied to channels side by side where enough is pooled from them: a vector then
+// holds the channels of a pixel instead of a piece of a row.
+at::Tensor pixels_of(const at::Tensor& map) {
+  return map.flatten(2).transpose(1, 2).contiguous();  // [N, H * W, C]
+}
+
+// Writes [N, H * W, C] to the contiguous `map` [N, C, H, W].
+void copy_to_planes(const at::Tensor& pixels, const at::Tensor& map) {
+  map.flatten(2).copy_(pixels.transpose(1, 2));
+}
+
+at::Tensor empty_pixels(const at::Tensor& map) {
+  return at::empty({map.size(0), map.size(2) * map.size(3), map.size(1)}, map.options());
+}
+
+// Values of the map for each pooled one, up to which copying the map pays. Measured on maps of 8
+// million values, one thread: a value copied takes 1 ns, a pooled one 5 with a copy and 49 without.
+constexpr int64_t kMapPerPooled = 16;
+
+void pool_on_cpu(const RoiPoolProblem& problem, const at::Tensor& in, const at::Tensor& out,
+                 const at::Tensor& argmax) {
+  if (problem.channels_last || in.numel() == 0 || out.numel() < in.numel() / kMapPerPooled) {
+    roi_pool_cpu(problem, const_data(in), mutable_data(out),
+                 static_cast<int32_t*>(mutable_data(argmax)));
+    return;
+  }
+  RoiPoolProblem copied = problem;
+  copied.channels_last = true;
+  const at::Tensor pixels = pixels_of(in), values = empty_pixels(out), places = empty_pixels(argmax);
+  roi_pool_cpu(copied, const_data(pixels), mutable_data(values),
+               static_cast<int32_t*>(mutable_data(places)));
+  copy_to_planes(values, out);
+  copy_to_planes(places, argmax);
+}
+
 Pooled forward_cpu(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                    int64_t pooled_height, int64_t pooled_width) {
-  return forward(input, rois, spatial_scale, pooled_height, pooled_width, check_on_cpu,
-                 [](const RoiPoolProblem& problem, const at::Tensor& in, at::Tensor& out,
-                    at::Tensor& argmax) {
-                   roi_pool_cpu(problem, const_data(in), mutable_data(out),
-                                static_cast<int32_t*>(mutable_data(argmax)));
-                 });
+  return forward(input, rois, spatial_scale, pooled_height, pooled_width, check_on_cpu, pool_on_cpu);
 }
 
 at::Tensor backward_cpu(const at::Tensor& grad, const at::Tensor& rois, const at::Tensor& argmax,

@@ -109,6 +109,19 @@ def test_second_derivative_is_refused(device):
         grad.sum().backward()
 
 
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_few_rois_are_pooled_as_many(dtype):
+    """The CPU copies a contiguous map to channels_last for many rois, and takes its rows as they are for few."""
+    features, rois = inputs(5, (60, 70), 60)
+    features = (4 * features).round().to(dtype)  # with many equal values, of which the first place counts
+    many, places = with_places(features, rois, (7, 6), 0.125)
+    assert many.is_contiguous() and places.is_contiguous()
+    few = [with_places(features, rois[i : i + 4], (7, 6), 0.125) for i in range(0, 60, 4)]
+    assert torch.equal(many, torch.cat([values for values, _ in few]))
+    assert torch.equal(places, torch.cat([place for _, place in few]))
+
+
 # ---- properties
 
 
