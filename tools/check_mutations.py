@@ -94,8 +94,8 @@ MUTATIONS = [
         "cuda",
         "cells outside the map are read",
         "deform_conv/deform_conv_cuda.cu",
-        "if (pixel < 0) {",
-        "if (pixel < -1) {",
+        "tap.pixel[cell] >= 0);",
+        "tap.pixel[cell] >= -1);",
     ),
     Mutation(
         "cuda",

@@ -613,7 +613,7 @@ def same(a, b, tolerance):
 
 
 def has_huge(t):
-    return t.dtype.is_floating_point and t.numel() > 0 and not bool((t.detach().abs() < HUGE).all())
+    return t.dtype.is_floating_point and t.numel() > 0 and not bool((t.detach().double().abs() < HUGE).all())
 
 
 def judge_kinds(call, rules, results):
