@@ -164,8 +164,8 @@ struct alignas(N * sizeof(T)) Pack {
   T values[N];
 };
 
-// The pack at `from` if `there`, else one of zeros: as whole words, of which a branch that only one
-// lane takes makes no instructions for each half number.
+// The pack at `from` if `there`, else one of zeros. Read as whole words, so that the condition covers
+// one load and nothing else: half numbers would be taken apart inside of it, and the load waited for.
 template <typename T, int N>
 __device__ __forceinline__ Pack<T, N> pack_or_zeros(const T* from, bool there) {
   using Word = typename WordOf<(N * sizeof(T)) % 4 == 0>::type;
