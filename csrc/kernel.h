@@ -149,6 +149,20 @@ __device__ __forceinline__ void atomic_add_pack(float* address, const float (&va
   for (; i < N; ++i) atomic_add(address + i, values[i]);
 }
 
+// The larger number, or NaN if one of them is. Of zeros of both signs, either.
+__device__ __forceinline__ float larger_or_nan(float one, float other) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(one), "f"(other));
+  return larger;
+#else
+  return one >= other || one != one ? one : other;
+#endif
+}
+__device__ __forceinline__ double larger_or_nan(double one, double other) {
+  return one >= other || one != one ? one : other;
+}
+
 template <bool whole>
 struct WordOf {
   using type = uint32_t;

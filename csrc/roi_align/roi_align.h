@@ -323,10 +323,10 @@ FCOS_HOST_DEVICE inline RoiAlignAxis<T> roi_align_axis(int64_t bins, int64_t cap
   return axis;
 }
 
-// The roi and its grids; the taps themselves are made by steps 1 to 3, if it is usable.
+// Where the taps of a roi lie, in the memory of both axes.
 template <typename T>
-FCOS_HOST_DEVICE inline RoiAlignTaps<T> roi_align_locate(const RoiAlignProblem& p, int64_t roi,
-                                                         T* weights, int* ints) {
+FCOS_HOST_DEVICE inline RoiAlignTaps<T> roi_align_memory(const RoiAlignProblem& p, T* weights,
+                                                         int* ints) {
   RoiAlignTaps<T> taps;
   taps.y = roi_align_axis(p.pooled_height,
                           roi_align_capacity(p.pooled_height, p.sampling_ratio, p.height), weights,
@@ -334,18 +334,37 @@ FCOS_HOST_DEVICE inline RoiAlignTaps<T> roi_align_locate(const RoiAlignProblem& 
   taps.x = roi_align_axis(p.pooled_width,
                           roi_align_capacity(p.pooled_width, p.sampling_ratio, p.width), weights,
                           ints);
-  const T* values = static_cast<const T*>(p.rois) + 5 * roi;
-  const T scale = static_cast<T>(p.spatial_scale);
-  const int ratio = static_cast<int>(p.sampling_ratio);
-  taps.y.grid = roi_align_grid(values[2], values[4], scale, p.aligned, taps.y.bins, ratio,
-                               static_cast<int>(p.height));
-  taps.x.grid = roi_align_grid(values[1], values[3], scale, p.aligned, taps.x.bins, ratio,
-                               static_cast<int>(p.width));
+  return taps;
+}
+
+// The image of a roi, or -1 if there is none.
+template <typename T>
+FCOS_HOST_DEVICE inline int64_t roi_align_image(const RoiAlignProblem& p, int64_t roi) {
+  const T image = static_cast<const T*>(p.rois)[5 * roi];
+  return image >= T(0) && image < static_cast<T>(p.num_images) ? static_cast<int64_t>(image) : -1;
+}
+
+template <typename T>
+FCOS_HOST_DEVICE inline RoiAlignGrid<T> roi_align_grid_of(const RoiAlignProblem& p, int64_t roi,
+                                                          bool is_y) {
+  const T* corner = static_cast<const T*>(p.rois) + 5 * roi + (is_y ? 2 : 1);
+  return roi_align_grid(corner[0], corner[2], static_cast<T>(p.spatial_scale), p.aligned,
+                        static_cast<int>(is_y ? p.pooled_height : p.pooled_width),
+                        static_cast<int>(p.sampling_ratio),
+                        static_cast<int>(is_y ? p.height : p.width));
+}
+
+// The roi and its grids; the taps themselves are made by steps 1 to 3, if it is usable.
+template <typename T>
+FCOS_HOST_DEVICE inline RoiAlignTaps<T> roi_align_locate(const RoiAlignProblem& p, int64_t roi,
+                                                         T* weights, int* ints) {
+  RoiAlignTaps<T> taps = roi_align_memory(p, weights, ints);
+  taps.y.grid = roi_align_grid_of<T>(p, roi, true);
+  taps.x.grid = roi_align_grid_of<T>(p, roi, false);
   taps.y.flipped = taps.y.grid.step < T(0);
   taps.x.flipped = taps.x.grid.step < T(0);
-  const bool exists = values[0] >= T(0) && values[0] < static_cast<T>(p.num_images);
-  taps.image = exists ? static_cast<int64_t>(values[0]) : -1;
-  taps.usable = exists && taps.y.grid.finite && taps.x.grid.finite;
+  taps.image = roi_align_image<T>(p, roi);
+  taps.usable = taps.image >= 0 && taps.y.grid.finite && taps.x.grid.finite;
   return taps;
 }
 

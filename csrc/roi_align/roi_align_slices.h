@@ -23,7 +23,9 @@
 namespace fcos_core {
 
 constexpr int kTogether = 4;                       // loads that do not wait for each other
-constexpr int kSliceBlocks = 8;  // on a multiprocessor; more would leave too few registers
+// Blocks on a multiprocessor; more would leave too few registers.
+constexpr int kSliceBlocks = 8;
+constexpr int kSliceBackwardBlocks = 10;
 constexpr int64_t kStageBytes = 8 << 10;           // of pooled values in the forward
 constexpr int64_t kSliceSharedBytes = 48 << 10;    // what every GPU has without asking for more
 
@@ -34,32 +36,138 @@ struct SliceMap {
   int64_t first;
 };
 
+// What the warp of an axis finds out and the others need.
+struct SliceAxis {
+  int finite, flipped;
+};
+
 inline int64_t slice_taps_bytes(const RoiAlignProblem& p) {
   const int64_t size = p.dtype == DType::float64 ? 8 : 4;
-  return ceil_div<int64_t>(roi_align_weights_size(p) * size + roi_align_ints_size(p) * 4, 16) * 16;
+  const int64_t bytes = roi_align_weights_size(p) * size + roi_align_ints_size(p) * 4;
+  return ceil_div<int64_t>(bytes + 2 * static_cast<int64_t>(sizeof(SliceAxis)), 16) * 16;
+}
+
+// By a warp: the sum of the values of this lane and those below it.
+__device__ __forceinline__ int warp_prefix(int value) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int more = __shfl_up_sync(0xffffffffu, value, step);
+    value += static_cast<int>(threadIdx.x % 32) >= step ? more : 0;
+  }
+  return value;
+}
+
+// By a warp: steps 1 to 3 of roi_align.h for an axis, a lane for each of 32 bins.
+template <typename C>
+__device__ __forceinline__ void slice_axis(const RoiAlignAxis<C>& axis) {
+  const unsigned all = 0xffffffffu;
+  const int lane = threadIdx.x % 32;
+  int taps = 0, slots = 0, count_before = 0, last_before = -1;  // up to the first of these bins
+  for (int begin = 0; begin < axis.bins; begin += 32) {
+    const int bin = begin + lane;
+    RoiAlignCounter<C> counter = {-1, -1};
+    const int count = bin < axis.bins ? roi_align_visit(axis.grid, bin, counter) : 0;
+    // bins without taps are at the ends, so the bin before has some if any earlier one has
+    int count_left = __shfl_up_sync(all, count, 1), last_left = __shfl_up_sync(all, counter.last, 1);
+    if (lane == 0) {
+      count_left = count_before;
+      last_left = last_before;
+    }
+    const bool meet = count > 0 && count_left > 0 && counter.first <= last_left;
+    const int fresh = count - (meet ? last_left - counter.first + 1 : 0);
+    const int taps_here = warp_prefix(count), slots_here = warp_prefix(fresh);
+    if (bin < axis.bins) {
+      axis.offset[bin] = taps + taps_here - count;
+      axis.first_slot[bin] = slots + slots_here - count;
+    }
+    taps += __shfl_sync(all, taps_here, 31);
+    slots += __shfl_sync(all, slots_here, 31);
+    count_before = __shfl_sync(all, count, 31);
+    last_before = __shfl_sync(all, counter.last, 31);
+  }
+  if (lane == 0) {
+    axis.offset[axis.bins] = taps;
+    axis.first_slot[axis.bins] = slots;
+  }
+  __syncwarp();
+  for (int bin = lane; bin < axis.bins; bin += 32) roi_align_fill(axis, bin);
+  __syncwarp();
+}
+
+// The weights of an axis once more, slot by slot: slot s has weight[begin[s]] of its first bin,
+// and so on up to begin[s + 1].
+template <typename C>
+struct SliceSlots {
+  C* weight;   // [capacity]
+  int* begin;  // [capacity + 1]
+};
+
+inline int64_t slice_slots_bytes(const RoiAlignProblem& p) {
+  const int64_t size = p.dtype == DType::float64 ? 8 : 4;
+  return ceil_div<int64_t>(roi_align_weights_size(p) * (size + 4) + 2 * 4, 16) * 16;
+}
+
+// Hands the memory of both axes out, y first.
+template <typename C>
+__device__ __forceinline__ void slice_slots_memory(const RoiAlignProblem& p, unsigned char* shared,
+                                                   SliceSlots<C> (&slots)[2]) {
+  const int64_t rows = roi_align_capacity(p.pooled_height, p.sampling_ratio, p.height);
+  slots[0].weight = reinterpret_cast<C*>(shared);
+  slots[1].weight = slots[0].weight + rows;
+  slots[0].begin = reinterpret_cast<int*>(slots[0].weight + roi_align_weights_size(p));
+  slots[1].begin = slots[0].begin + rows + 1;
+}
+
+// By a warp, after slice_axis.
+template <typename C>
+__device__ __forceinline__ void slice_slots(const RoiAlignAxis<C>& axis,
+                                            const SliceSlots<C>& slots) {
+  const int lane = threadIdx.x % 32, num_slots = axis.num_slots();
+  int taps = 0;  // of the slots before
+  for (int begin = 0; begin < num_slots; begin += 32) {
+    const int slot = begin + lane;
+    const int first = slot < num_slots ? axis.first_bin[slot] : 0;
+    const int count = slot < num_slots ? axis.last_bin[slot] - first + 1 : 0;
+    const int up_to = warp_prefix(count), at = taps + up_to - count;
+    if (slot < num_slots) slots.begin[slot] = at;
+    for (int i = 0; i < count; ++i) slots.weight[at + i] = axis.weight_of(first + i, slot);
+    taps += __shfl_sync(0xffffffffu, up_to, 31);
+  }
+  if (lane == 0) slots.begin[num_slots] = taps;
 }
 
 // All threads of a block call it, with the same roi. Afterwards pixel[] are elements, not pixels.
+// Two warps have an axis each; the block waits once, and the other warps do nothing until then.
+// `slots`: of y and x, or null.
 template <typename C>
 __device__ __forceinline__ RoiAlignTaps<C> slice_taps(const RoiAlignProblem& p, const SliceMap& map,
-                                                      int64_t roi, unsigned char* shared) {
-  C* weights = reinterpret_cast<C*>(shared);
+                                                      int64_t roi, unsigned char* shared,
+                                                      const SliceSlots<C>* slots) {
+  SliceAxis* known = reinterpret_cast<SliceAxis*>(shared);  // y, x
+  C* weights = reinterpret_cast<C*>(known + 2);
   int* ints = reinterpret_cast<int*>(weights + roi_align_weights_size(p));
-  const RoiAlignTaps<C> taps = roi_align_locate<C>(p, roi, weights, ints);
+  RoiAlignTaps<C> taps = roi_align_memory(p, weights, ints);
+  taps.image = roi_align_image<C>(p, roi);
+  taps.usable = taps.image >= 0;
   if (!taps.usable) return taps;
-  const int num_y = taps.y.bins, num_bins = taps.y.bins + taps.x.bins;
-  for (int i = threadIdx.x; i < num_bins; i += kSliceThreads)
-    i < num_y ? roi_align_count(taps.y, i) : roi_align_count(taps.x, i - num_y);
+  if (threadIdx.x < 64) {
+    const bool is_y = threadIdx.x < 32;
+    RoiAlignAxis<C> axis = is_y ? taps.y : taps.x;
+    axis.grid = roi_align_grid_of<C>(p, roi, is_y);
+    if (axis.grid.finite) {
+      slice_axis(axis);
+      if (slots)  // field by field: an array that is indexed would lie in local memory
+        slice_slots<C>(axis, {is_y ? slots[0].weight : slots[1].weight,
+                              is_y ? slots[0].begin : slots[1].begin});
+      const int step = is_y ? map.row : map.pixel;
+      for (int i = threadIdx.x % 32; i < axis.num_slots(); i += 32) axis.pixel[i] *= step;
+    }
+    if (threadIdx.x % 32 == 0) known[is_y ? 0 : 1] = {axis.grid.finite, axis.grid.step < C(0)};
+  }
   __syncthreads();
-  if (threadIdx.x == 0) roi_align_number(taps.y);
-  if (threadIdx.x == 32) roi_align_number(taps.x);
-  __syncthreads();
-  for (int i = threadIdx.x; i < num_bins; i += kSliceThreads)
-    i < num_y ? roi_align_fill(taps.y, i) : roi_align_fill(taps.x, i - num_y);
-  __syncthreads();
-  for (int i = threadIdx.x; i < taps.y.num_slots(); i += kSliceThreads) taps.y.pixel[i] *= map.row;
-  for (int i = threadIdx.x; i < taps.x.num_slots(); i += kSliceThreads) taps.x.pixel[i] *= map.pixel;
-  __syncthreads();
+  taps.usable = known[0].finite && known[1].finite;
+  taps.y.flipped = known[0].flipped;
+  taps.x.flipped = known[1].flipped;
   return taps;
 }
 
@@ -125,7 +233,7 @@ __global__ void __launch_bounds__(kSliceThreads, kSliceBlocks)
   const int64_t in_map = static_cast<int64_t>(blockIdx.y) * kSlice, channel = map.first + in_map;
   const int width = static_cast<int>(p.pooled_width);
   const int num_bins = static_cast<int>(p.pooled_height) * width;
-  const RoiAlignTaps<C> taps = slice_taps<C>(p, map, roi, shared);
+  const RoiAlignTaps<C> taps = slice_taps<C>(p, map, roi, shared, nullptr);
   const T* from = input + (taps.usable ? taps.image * map.image + in_map + pack : 0);
   const int64_t rest = p.channels - channel;
   const int channels = rest < kSlice ? static_cast<int>(rest) : kSlice;
@@ -177,10 +285,12 @@ __device__ __forceinline__ void enter_stage(const T* __restrict__ from, int chan
           channel < channels ? from[static_cast<int64_t>(channel) * num_bins + bin] : T();
 }
 
-// `sums` is a map as `map` says. blockIdx: roi, slice. staged: `grad` is contiguous.
+// `sums` is a map as `map` says. taps_bytes: with the slots at the end. blockIdx: roi, slice.
+// staged: `grad` is contiguous.
 template <typename T, bool staged>
-__global__ void __launch_bounds__(kSliceThreads, kSliceBlocks)
+__global__ void __launch_bounds__(kSliceThreads, kSliceBackwardBlocks)
     roi_align_backward_slices(const RoiAlignProblem p, const SliceMap map, int64_t taps_bytes,
+                              int64_t slots_bytes,
                               const T* __restrict__ grad, compute_t<T>* __restrict__ sums) {
   using C = compute_t<T>;
   constexpr int N = WidePack<C>::value, kSlice = SliceChannels<C>::value;
@@ -196,37 +306,41 @@ __global__ void __launch_bounds__(kSliceThreads, kSliceBlocks)
   const int channels = rest < kSlice ? static_cast<int>(rest) : kSlice;
   if (staged)  // taps end with a barrier
     enter_stage<N>(grad + (roi * p.channels + channel) * num_bins, channels, num_bins, stage);
-  const RoiAlignTaps<C> taps = slice_taps<C>(p, map, roi, shared);
+  SliceSlots<C> slots[2];
+  slice_slots_memory(p, shared + taps_bytes - slots_bytes, slots);
+  const RoiAlignTaps<C> taps = slice_taps<C>(p, map, roi, shared, slots);
   if (!taps.usable || (!staged && lane * N >= channels)) return;
   const RoiAlignAxis<C>&y = taps.y, &x = taps.x;
+  const SliceSlots<C>&of_y = slots[0], &of_x = slots[1];
   const T* from = grad + roi * num_bins * p.channels + channel + lane * N;
   C* to = sums + taps.image * map.image + in_map + lane * N;
 
   const int rows = y.num_slots(), columns = x.num_slots();
-  const int across = (columns + kCells - 1) / kCells;
-  for (int unit = threadIdx.x / 32; unit < rows * across; unit += kSliceThreads / 32) {
-    const int row = unit / across;
-    const int column = (unit - row * across) * kCells + threadIdx.x % 32 / kSliceLanes;
-    if (column >= columns) continue;
-    C sum[N];
+  const int next_x = x.flipped ? -1 : 1, next_y = y.flipped ? -width : width;  // bins
+  for (int row = threadIdx.x / 32; row < rows; row += kSliceThreads / 32) {
+    const int begin_y = of_y.begin[row], end_y = of_y.begin[row + 1];
+    const int row_bin = y.output_bin(y.first_bin[row]) * width;
+    C* line = to + y.pixel[row];
+    for (int column = threadIdx.x % 32 / kSliceLanes; column < columns; column += kCells) {
+      const int begin_x = of_x.begin[column], end_x = of_x.begin[column + 1];
+      int first_bin = row_bin + x.output_bin(x.first_bin[column]);
+      C sum[N];
 #pragma unroll
-    for (int k = 0; k < N; ++k) sum[k] = C(0);
-    const int first_x = x.first_bin[column], last_x = x.last_bin[column];
-    const int last_y = y.last_bin[row];
-    for (int i = y.first_bin[row]; i <= last_y; ++i) {
-      const C weight_y = y.weight_of(i, row);
-      const int line = y.output_bin(i) * width;
-      for (int j = first_x; j <= last_x; ++j) {
-        const C weight = weight_y * x.weight_of(j, column);
-        const int bin = line + x.output_bin(j);
-        const auto values =
-            staged ? *reinterpret_cast<const Pack<T, N>*>(stage + stage_pack(bin, lane) * N)
-                   : *reinterpret_cast<const Pack<T, N>*>(from + bin * p.channels);
+      for (int k = 0; k < N; ++k) sum[k] = C(0);
+      for (int i = begin_y; i < end_y; ++i, first_bin += next_y) {
+        const C weight_y = of_y.weight[i];
+        int bin = first_bin;
+        for (int j = begin_x; j < end_x; ++j, bin += next_x) {
+          const C weight = weight_y * of_x.weight[j];
+          const auto values =
+              staged ? *reinterpret_cast<const Pack<T, N>*>(stage + stage_pack(bin, lane) * N)
+                     : *reinterpret_cast<const Pack<T, N>*>(from + bin * p.channels);
 #pragma unroll
-        for (int k = 0; k < N; ++k) sum[k] += weight * widen(values.values[k]);
+          for (int k = 0; k < N; ++k) sum[k] += weight * widen(values.values[k]);
+        }
       }
+      atomic_add_pack<N>(line + x.pixel[column], sum);
     }
-    atomic_add_pack<N>(to + y.pixel[row] + x.pixel[column], sum);
   }
 }
 
@@ -258,7 +372,8 @@ SlicePlan slice_plan(const RoiAlignProblem& p, bool backward) {
   const int64_t limit = int64_t(1) << 31, slice = slice_channels<T>(backward);
   if (p.num_rois >= limit || ceil_div(p.channels, slice) >= 65536) return plan;
   const int64_t stage = p.channels_last ? 0 : slice_stage_bytes<T>(p, backward);
-  if (slice_taps_bytes(p) + stage > kSliceSharedBytes) return plan;
+  const int64_t slots = backward ? slice_slots_bytes(p) : 0;
+  if (slice_taps_bytes(p) + slots + stage > kSliceSharedBytes) return plan;
   int64_t stride = p.channels;
   if (!p.channels_last) {
     const int64_t size = backward ? sizeof(compute_t<T>) : sizeof(T);
@@ -327,11 +442,11 @@ template <typename T>
 const char* launch_backward_slices(const RoiAlignProblem& p, const SlicePlan& plan, const T* grad,
                                    compute_t<T>* sums, T* planes, void* scratch,
                                    cudaStream_t stream) {
-  const int64_t taps = slice_taps_bytes(p);
+  const int64_t slots = slice_slots_bytes(p), taps = slice_taps_bytes(p) + slots;
   if (!plan.copied) {
     roi_align_backward_slices<T, false>
         <<<slice_grid<compute_t<T>>(p, p.channels), kSliceThreads, taps, stream>>>(
-            p, slice_map(p, p.channels, 0), taps, grad, sums);
+            p, slice_map(p, p.channels, 0), taps, slots, grad, sums);
     return launch_error();
   }
   compute_t<T>* copy = static_cast<compute_t<T>*>(scratch);
@@ -342,7 +457,7 @@ const char* launch_backward_slices(const RoiAlignProblem& p, const SlicePlan& pl
     roi_align_backward_slices<T, true>
         <<<slice_grid<compute_t<T>>(p, channels < shape.count ? channels : shape.count), kSliceThreads,
            taps + slice_stage_bytes<T>(p, true), stream>>>(
-            p, slice_map(p, shape.count, shape.first), taps, grad, copy);
+            p, slice_map(p, shape.count, shape.first), taps, slots, grad, copy);
     error = launch_error();
     return error ? error : pixels_to_planes<T>(shape, copy, planes, stream);
   });

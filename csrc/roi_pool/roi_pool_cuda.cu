@@ -24,39 +24,72 @@ constexpr int64_t kRangesBytes = 8 << 10;        // of the rows and columns of b
 
 // ---- forward in slices -----------------------------------------------------------------------
 
-// The largest of the pixels [y0, y1) x [x0, x1) of a pack of channels, and where they are; without
-// a pixel nothing is written. `from` is the image of these channels.
+// Calls take(pack, place) for the pixels of a bin that is not empty, row by row; for the last one
+// perhaps several times. `from` is the image of these channels.
+template <typename T, int N, typename Take>
+__device__ __forceinline__ void for_each_pixel(const T* __restrict__ from, int width, int stride,
+                                               int2 rows, int2 columns, const Take& take) {
+  const int last = (rows.y - 1) * width + columns.y - 1, skipped = width - (columns.y - columns.x);
+  // so that the address of a pixel is one instruction
+  const char* bytes = reinterpret_cast<const char*>(from);
+  const uint32_t step = static_cast<uint32_t>(stride) * static_cast<uint32_t>(sizeof(T));
+  int place = rows.x * width + columns.x, row_end = rows.x * width + columns.y;
+  while (true) {
+    Pack<T, N> values[kTogether];
+    int places[kTogether];
+#pragma unroll
+    for (int u = 0; u < kTogether; ++u) {
+      places[u] = place;
+      values[u] = *reinterpret_cast<const Pack<T, N>*>(
+          bytes + static_cast<uint64_t>(static_cast<uint32_t>(place)) * step);
+      ++place;
+      const bool ends = place == row_end;
+      place = min(ends ? place + skipped : place, last);
+      row_end += ends ? width : 0;
+    }
+#pragma unroll
+    for (int u = 0; u < kTogether; ++u) take(values[u], places[u]);
+    if (places[kTogether - 1] == last) return;
+  }
+}
+
+// The largest of the pixels of a bin, of a pack of channels, and where they are; without a pixel
+// nothing is written.
 template <typename T, int N>
 __device__ __forceinline__ void largest_of(const T* __restrict__ from, int width, int stride,
                                            int2 rows, int2 columns, compute_t<T> (&largest)[N],
                                            int (&places)[N]) {
   using C = compute_t<T>;
-  bool first = true;
-  for (int y = rows.x; y < rows.y; ++y) {
-    int place = y * width + columns.x;
-    const T* pixel = from + static_cast<int64_t>(place) * stride;
-    for (int x = columns.x; x < columns.y; x += kTogether, place += kTogether,
-             pixel += kTogether * static_cast<int64_t>(stride)) {
-      Pack<T, N> values[kTogether];
+  if (rows.x >= rows.y || columns.x >= columns.y) return;
+  // One comparison for the place and one maximum for the value, which stays NaN once it is; the places
+  // are wrong then, and the bin is gone through anew. That is rare.
+  const int first = rows.x * width + columns.x;
 #pragma unroll
-      for (int u = 0; u < kTogether; ++u)
-        if (x + u < columns.y)
-          values[u] = *reinterpret_cast<const Pack<T, N>*>(pixel + u * stride);
-#pragma unroll
-      for (int u = 0; u < kTogether; ++u) {
-        if (x + u >= columns.y) continue;
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-          const C value = widen(values[u].values[k]);
-          if (first || roi_pool_exceeds(value, largest[k])) {
-            largest[k] = value;
-            places[k] = place + u;
-          }
-        }
-        first = false;
-      }
-    }
+  for (int k = 0; k < N; ++k) {
+    largest[k] = -static_cast<C>(INFINITY);
+    places[k] = first;
   }
+  for_each_pixel<T, N>(from, width, stride, rows, columns, [&](const Pack<T, N>& pack, int place) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const C value = widen(pack.values[k]);
+      places[k] = value > largest[k] ? place : places[k];
+      largest[k] = larger_or_nan(value, largest[k]);
+    }
+  });
+  bool nan = false;
+#pragma unroll
+  for (int k = 0; k < N; ++k) nan |= largest[k] != largest[k];
+  if (!nan) return;
+  for_each_pixel<T, N>(from, width, stride, rows, columns, [&](const Pack<T, N>& pack, int place) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const C value = widen(pack.values[k]);
+      if (place > first && !roi_pool_exceeds(value, largest[k])) continue;
+      largest[k] = value;
+      places[k] = place;
+    }
+  });
 }
 
 // A map [image, y, x, channel] of `stride` channels, the first of which is channel `first` of all.
@@ -331,7 +364,7 @@ const char* forward(const RoiPoolProblem& p, const void* input, void* output, in
     return launch_copies(p, copied, from, to, argmax, static_cast<T*>(scratch), stream);
   if (p.channels_last && p.channels % wide == 0 && fits_pack<T, wide>(from) &&
       fits_pack<T, wide>(to) && fits_pack<int32_t, 2>(argmax) && ranges_bytes(p) <= kRangesBytes &&
-      p.channels < limit / wide && ceil_div<int64_t>(p.channels, SliceChannels<T>::value) < 65536 &&
+      p.channels < limit / 16 && ceil_div<int64_t>(p.channels, SliceChannels<T>::value) < 65536 &&
       p.num_rois < limit)
     return launch_slices<T, false>(p, {static_cast<int>(p.channels), 0}, from, to, argmax, stream);
   return is_small(p) ? launch_any<T, int32_t>(p, from, to, argmax, stream)
