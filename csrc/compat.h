@@ -29,8 +29,10 @@
 #define TORCH_VERSION_MAJOR 1
 #define TORCH_VERSION_MINOR 7
 #endif
-#ifndef TORCH_VERSION
-#define TORCH_VERSION "1.7"
+#ifndef TORCH_VERSION  // 1.7 and 1.8
+#define FCOS_TEXT_OF(number) #number
+#define FCOS_TEXT(number) FCOS_TEXT_OF(number)
+#define TORCH_VERSION FCOS_TEXT(TORCH_VERSION_MAJOR) "." FCOS_TEXT(TORCH_VERSION_MINOR)
 #endif
 #define FCOS_TORCH_AT_LEAST(major, minor) \
   (TORCH_VERSION_MAJOR > (major) ||       \

@@ -3,7 +3,7 @@
 // because the Windows linker exports PyInit__ext by name.
 //
 // Build facts, as ops without tensors:
-//   fcos_core::_built_with_torch() -> str    torch version of the headers, "1.7" for 1.7.x
+//   fcos_core::_built_with_torch() -> str    torch version of the headers, "1.7" for 1.7.x, "1.8" for 1.8.x
 //   fcos_core::_built_with_cuda() -> bool    whether CUDA kernels are in this library
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

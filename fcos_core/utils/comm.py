@@ -7,6 +7,7 @@ RANK, WORLD_SIZE and LOCAL_RANK.
 
 import datetime
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -73,6 +74,10 @@ def shut_down():
     global _object_group
     _object_group = None
     if is_distributed():
+        # Some versions (2.1 for one) wait for Gloo's threads with the interpreter locked, and such a thread waits for
+        # the interpreter if it still has to let go of a tensor of the last call: both would wait forever.  All calls
+        # are done by now; sleeping unlocks the interpreter for what little is left.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 

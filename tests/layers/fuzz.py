@@ -18,6 +18,8 @@ before a crash names it; `--first I --calls 1` makes it alone.
 import argparse
 import collections
 import contextlib
+import functools
+import operator
 import os
 import random
 import re
@@ -241,9 +243,10 @@ def sliced(call, t):
     poison = NAN if t.dtype.is_floating_point else (torch.iinfo(t.dtype).max if t.dtype not in NO_LIMITS else 1)
     steps = [call.rng.choice([1, 1, 2]) for _ in t.shape]
     begins = [call.rng.choice([0, 1]) for _ in t.shape]
-    whole = torch.full(
-        [b + s * n + 1 for b, s, n in zip(begins, steps, t.shape)], poison, dtype=t.dtype, device=t.device
-    )
+    sizes = [b + s * n + 1 for b, s, n in zip(begins, steps, t.shape)]
+    if functools.reduce(operator.mul, sizes, 1) >= 2**63:
+        raise ValueError("too many elements")  # torch 1.9 and 1.10 would write behind the end of what they allocate
+    whole = torch.full(sizes, poison, dtype=t.dtype, device=t.device)
     view = whole[tuple(slice(b, b + s * n, s) for b, s, n in zip(begins, steps, t.shape))]
     view.copy_(t)
     return view
@@ -426,7 +429,7 @@ def mode_of(call):
         with torch.inference_mode():
             yield
     elif call.mode == "autocast" and hasattr(torch, "autocast"):
-        with torch.autocast(call.device.type, torch.bfloat16):
+        with torch.autocast(call.device.type, dtype=torch.bfloat16):
             yield
     else:
         yield
