@@ -202,6 +202,13 @@ __host__ __device__ __forceinline__ bool fits_pack(const T* pointer) {
 
 constexpr int kThreads = 256;
 
+// What a multiprocessor holds, at least; a kernel must not ask for more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+constexpr int kResidentThreads = 1024;
+#else
+constexpr int kResidentThreads = 1536;
+#endif
+
 // Blocks for `count` work items of a kernel whose loop is FCOS_GRID_LOOP.
 inline unsigned grid_size(int64_t count, int threads = kThreads) {
   const int64_t blocks = ceil_div<int64_t>(count, threads);

@@ -42,6 +42,27 @@ MUTATIONS = [
     ),
     Mutation(
         "cuda",
+        "a pixel has the weight of its first bin in all of them",
+        "roi_align/roi_align_slices.h",
+        "axis.weight_of(first + i, slot)",
+        "axis.weight_of(first, slot)",
+    ),
+    Mutation(
+        "cuda",
+        "a pixel that two bins share is taken for two",
+        "roi_align/roi_align_slices.h",
+        "counter.first <= last_left;",
+        "counter.first < last_left;",
+    ),
+    Mutation(
+        "cuda",
+        "of equal maxima the last one counts",
+        "roi_pool/roi_pool_cuda.cu",
+        "places[k] = value > largest[k] ? place",
+        "places[k] = value >= largest[k] ? place",
+    ),
+    Mutation(
+        "cuda",
         "the column of a bin is that of its neighbour",
         "roi_pool/roi_pool_cuda.cu",
         "roi.x.range(bin % width, x0, x1);",
@@ -80,8 +101,8 @@ MUTATIONS = [
         "cuda",
         "rois without an image are pooled",
         "roi_align/roi_align.h",
-        "taps.usable = exists && taps.y.grid.finite && taps.x.grid.finite;",
-        "taps.usable = taps.y.grid.finite && taps.x.grid.finite;",
+        "return image >= T(0) && image < static_cast<T>(p.num_images) ?",
+        "return image >= T(0) ?",
     ),
     Mutation(
         "cuda",

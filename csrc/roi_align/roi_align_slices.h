@@ -25,7 +25,8 @@ namespace fcos_core {
 constexpr int kTogether = 4;                       // loads that do not wait for each other
 // Blocks on a multiprocessor; more would leave too few registers.
 constexpr int kSliceBlocks = 8;
-constexpr int kSliceBackwardBlocks = 10;
+constexpr int kSliceBackwardBlocks =
+    10 * kSliceThreads <= kResidentThreads ? 10 : kResidentThreads / kSliceThreads;
 constexpr int64_t kStageBytes = 8 << 10;           // of pooled values in the forward
 constexpr int64_t kSliceSharedBytes = 48 << 10;    // what every GPU has without asking for more
 

@@ -24,32 +24,24 @@ constexpr int64_t kRangesBytes = 8 << 10;        // of the rows and columns of b
 
 // ---- forward in slices -----------------------------------------------------------------------
 
-// Calls take(pack, place) for the pixels of a bin that is not empty, row by row; for the last one
-// perhaps several times. `from` is the image of these channels.
+// Calls take(pack, place) for the pixels of a bin, row by row. `from` is the image of these channels.
 template <typename T, int N, typename Take>
 __device__ __forceinline__ void for_each_pixel(const T* __restrict__ from, int width, int stride,
                                                int2 rows, int2 columns, const Take& take) {
-  const int last = (rows.y - 1) * width + columns.y - 1, skipped = width - (columns.y - columns.x);
-  // so that the address of a pixel is one instruction
-  const char* bytes = reinterpret_cast<const char*>(from);
-  const uint32_t step = static_cast<uint32_t>(stride) * static_cast<uint32_t>(sizeof(T));
-  int place = rows.x * width + columns.x, row_end = rows.x * width + columns.y;
-  while (true) {
-    Pack<T, N> values[kTogether];
-    int places[kTogether];
+  for (int y = rows.x; y < rows.y; ++y) {
+    int place = y * width + columns.x;
+    const T* pixel = from + static_cast<int64_t>(place) * stride;
+    for (int x = columns.x; x < columns.y; x += kTogether, place += kTogether,
+             pixel += kTogether * static_cast<int64_t>(stride)) {
+      Pack<T, N> values[kTogether];
 #pragma unroll
-    for (int u = 0; u < kTogether; ++u) {
-      places[u] = place;
-      values[u] = *reinterpret_cast<const Pack<T, N>*>(
-          bytes + static_cast<uint64_t>(static_cast<uint32_t>(place)) * step);
-      ++place;
-      const bool ends = place == row_end;
-      place = min(ends ? place + skipped : place, last);
-      row_end += ends ? width : 0;
+      for (int u = 0; u < kTogether; ++u)
+        if (u == 0 || x + u < columns.y)
+          values[u] = *reinterpret_cast<const Pack<T, N>*>(pixel + u * stride);
+#pragma unroll
+      for (int u = 0; u < kTogether; ++u)
+        if (u == 0 || x + u < columns.y) take(values[u], place + u);
     }
-#pragma unroll
-    for (int u = 0; u < kTogether; ++u) take(values[u], places[u]);
-    if (places[kTogether - 1] == last) return;
   }
 }
 
@@ -364,7 +356,7 @@ const char* forward(const RoiPoolProblem& p, const void* input, void* output, in
     return launch_copies(p, copied, from, to, argmax, static_cast<T*>(scratch), stream);
   if (p.channels_last && p.channels % wide == 0 && fits_pack<T, wide>(from) &&
       fits_pack<T, wide>(to) && fits_pack<int32_t, 2>(argmax) && ranges_bytes(p) <= kRangesBytes &&
-      p.channels < limit / 16 && ceil_div<int64_t>(p.channels, SliceChannels<T>::value) < 65536 &&
+      p.channels < limit / wide && ceil_div<int64_t>(p.channels, SliceChannels<T>::value) < 65536 &&
       p.num_rois < limit)
     return launch_slices<T, false>(p, {static_cast<int>(p.channels), 0}, from, to, argmax, stream);
   return is_small(p) ? launch_any<T, int32_t>(p, from, to, argmax, stream)
