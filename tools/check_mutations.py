@@ -49,13 +49,6 @@ MUTATIONS = [
     ),
     Mutation(
         "cuda",
-        "a pixel that two bins share is taken for two",
-        "roi_align/roi_align_slices.h",
-        "counter.first <= last_left;",
-        "counter.first < last_left;",
-    ),
-    Mutation(
-        "cuda",
         "of equal maxima the last one counts",
         "roi_pool/roi_pool_cuda.cu",
         "places[k] = value > largest[k] ? place",
