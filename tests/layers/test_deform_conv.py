@@ -446,7 +446,7 @@ def test_any_shape_matches_reference(data):
 def test_autocast(device):
     """Features and weights like a convolution's; offset and mask stay float32."""
     sample = reference.sample_inputs(device, torch.float32, requires_grad=True)[0]
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         output = call(sample)
         assert output.dtype == torch.bfloat16 == F.conv2d(sample.input, sample.weight).dtype
         output.float().sum().backward()  # also inside
@@ -459,7 +459,7 @@ def test_autocast(device):
         if name in halves:
             (other,) = torch.autograd.grad(expected.float().sum(), halves[name], retain_graph=True)
             assert_close(grad, other, 1e-6 if device.type == "cpu" else 1e-2)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         assert call(exact_copy(sample)).dtype == torch.float64  # as torch leaves it
 
 

@@ -327,7 +327,7 @@ def test_autocast_keeps_half_features_and_full_rois():
     input, rois, trans = reference.random_inputs()
     numbers = (0.117, 6, 1, 3, 3, 2, 0.1)
     expected, _ = op(input.bfloat16(), rois, trans, *numbers)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         output, _ = op(input.bfloat16(), rois, trans, *numbers)
         pack = DeformRoIPoolingPack(0.117, 3, 6, False, trans_std=0.1, deform_fc_channels=8)
         assert pack(input.bfloat16(), rois).dtype == torch.bfloat16

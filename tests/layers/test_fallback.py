@@ -105,7 +105,7 @@ def test_is_the_compiled_operator(device, op, dtype):
     for number, (name, arguments) in enumerate(calls(op, device, dtype)):
         if dtype != torch.float32 and number % 5:
             continue
-        if name.startswith("far from 0") and torch.__version__.startswith(("1.7.", "1.8.")):
+        if name.startswith("far from 0") and torch.__version__.startswith(("1.7.", "1.8.", "1.9.")):
             continue  # its own group norm, which the compiled operator calls, loses the digits of the variance
         expected = run(getattr(torch.ops.fcos_core, op), arguments)
         for got, wanted in zip(run(OPERATORS[op], arguments), expected):

@@ -118,7 +118,7 @@ def test_cuda_is_reproducible_and_does_not_wait(dtype):
 def test_cuda_keeps_the_dtype_under_autocast():
     module = GroupNormReLU(32, 64).cuda()
     input = torch.randn(2, 64, 20, 20, device="cuda").bfloat16().contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cuda", torch.bfloat16):
+    with torch.autocast("cuda", dtype=torch.bfloat16):
         output = module(input)
         expected = F.relu(F.group_norm(input, 32, module.weight, module.bias))
     assert output.dtype == torch.bfloat16 and expected.dtype == torch.float32

@@ -436,7 +436,7 @@ def test_inputs_that_require_grad():
 @pytest.mark.skipif(not hasattr(torch, "autocast"), reason="CPU autocast came with torch 1.10")
 def test_autocast_changes_nothing():
     boxes, scores, labels = reference.random_boxes(200)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         kept = ml_nms(boxes, scores, labels, 0.5)
     assert kept.equal(ml_nms(boxes, scores, labels, 0.5))
 

@@ -407,7 +407,7 @@ def test_autocast_keeps_dtypes():
     features, rois = inputs(dtype=torch.bfloat16)
     for dtype in (torch.bfloat16, torch.float32):
         leaf = features.detach().to(dtype, copy=True).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             output = roi_align(leaf, rois, 7, 0.125, 2)
         assert output.dtype == dtype and output.equal(roi_align(leaf, rois, 7, 0.125, 2))
         output.float().sum().backward()

@@ -486,7 +486,7 @@ def test_second_device():
 def test_autocast_computes_in_float32(device, reduction):
     logits, targets = (t.to(device) for t in reference.random_inputs(60, 10))
     logits = logits.bfloat16().requires_grad_()
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         losses = sigmoid_focal_loss(logits, targets, 2.0, 0.25, reduction=reduction)
     assert losses.dtype == torch.float32
     full = logits.detach().float().requires_grad_()
