@@ -731,7 +731,8 @@ def run(op, rules, device="cpu", calls=2000, seed=0, first=0, say=None):
         (Counter, list of Problem): how the calls ended, and what must not be.
     """
     device = torch.device(device)
-    if torch.cuda.is_available():  # some arguments are on a GPU, and starting it takes more addresses than are left later
+    if torch.cuda.is_available():
+        # some arguments are on a GPU, and starting it takes more addresses than are left later
         torch.zeros(1, device="cuda")
     schema = schemas()[op]
     counts, problems = collections.Counter(), []
