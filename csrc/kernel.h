@@ -202,6 +202,16 @@ __host__ __device__ __forceinline__ bool fits_pack(const T* pointer) {
 
 constexpr int kThreads = 256;
 
+// By a warp: the sum of the values of this lane and those below it.
+__device__ __forceinline__ int warp_prefix(int value) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int more = __shfl_up_sync(0xffffffffu, value, step);
+    value += static_cast<int>(threadIdx.x % 32) >= step ? more : 0;
+  }
+  return value;
+}
+
 // What a multiprocessor holds, at least; a kernel must not ask for more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
 constexpr int kResidentThreads = 1024;

@@ -3,8 +3,9 @@
 // Work split: a team of 1 to 32 lanes of a warp takes one sample, that is one (output position,
 // deformable group, tap), and its lanes the packs of that group's channels, which lie side by side.
 // The point is worked out once per lane and serves all its packs, kLanePacks of them where there are
-// as many; four reads and one write per pack are contiguous over the team. Samples follow one another as the columns do, so neighbouring teams
-// write neighbouring memory and read cells that the caches hold.
+// as many; four reads and one write per pack are contiguous over the team. Samples follow one another
+// as the columns do, so neighbouring teams write neighbouring memory and read cells that the caches
+// hold.
 //
 // The backward has two parts, while a part of the columns holds their gradient:
 //
@@ -268,11 +269,7 @@ __global__ void __launch_bounds__(kThreads) place_lists(const Lists<C> lists) {
   const int64_t cell = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int32_t count = cell < lists.cells ? lists.counts[cell] : 0;
-  int32_t until = count;  // including this one
-  for (int step = 1; step < 32; step *= 2) {
-    const int32_t other = __shfl_up_sync(0xffffffffu, until, step);
-    if (lane >= step) until += other;
-  }
+  const int32_t until = warp_prefix(count);  // including this one
   if (lane == 31) sums[warp] = until;
   __syncthreads();
   int32_t before = 0, all = 0;

@@ -48,16 +48,6 @@ inline int64_t slice_taps_bytes(const RoiAlignProblem& p) {
   return ceil_div<int64_t>(bytes + 2 * static_cast<int64_t>(sizeof(SliceAxis)), 16) * 16;
 }
 
-// By a warp: the sum of the values of this lane and those below it.
-__device__ __forceinline__ int warp_prefix(int value) {
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int more = __shfl_up_sync(0xffffffffu, value, step);
-    value += static_cast<int>(threadIdx.x % 32) >= step ? more : 0;
-  }
-  return value;
-}
-
 // By a warp: steps 1 to 3 of roi_align.h for an axis, a lane for each of 32 bins.
 template <typename C>
 __device__ __forceinline__ void slice_axis(const RoiAlignAxis<C>& axis) {
