@@ -60,6 +60,14 @@ def compiled_code():
         sys.modules["torch._dynamo"].reset()
 
 
+@pytest.fixture(autouse=True)
+def memory():
+    """A large test leaves no memory in torch's pool, where other processes that test beside this one cannot use it."""
+    yield
+    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 1 << 30:
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture(params=devices())
 def device(request):
     """Each device in turn."""

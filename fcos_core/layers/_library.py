@@ -23,7 +23,7 @@ class SlowOperatorsWarning(RuntimeWarning):
     """The operators could not be compiled; those of tensor operations of torch serve."""
 
 
-def load():
+def _load_operators_of_fcos_core():
     """Make `torch.ops.fcos_core` usable: find or build the library, load it once per process.
 
     Raises:
@@ -41,6 +41,15 @@ def load():
             torch.ops.load_library(library)
             _fake.register()
         _loaded = True
+
+
+# The name that its code has is one that no module uses: tracing a call, torch.compile of torch 2.4 writes what came back
+# into a global variable of that name, in the module of the function that is compiled.
+load = _load_operators_of_fcos_core
+load.__name__ = load.__qualname__ = "load"
+if hasattr(torch, "_dynamo"):
+    # torch.compile runs load() while tracing instead of tracing into it: a first use may be a compiled one.
+    load = torch._dynamo.assume_constant_result(load)
 
 
 def _find_library():
@@ -96,8 +105,3 @@ def check_operators(device, logger):
         logger.warning(_substitutes_because)
     elif device.type == "cuda" and not torch.ops.fcos_core._built_with_cuda():
         logger.warning(str(findings.library_without_cuda(cuda.plan(torch).why)))
-
-
-if hasattr(torch, "_dynamo"):
-    # torch.compile runs load() while tracing instead of tracing into it: a first use may be a compiled one.
-    load = torch._dynamo.assume_constant_result(load)

@@ -357,6 +357,20 @@ def test_compiles_without_graph_breaks(device, dynamic, layout):
         assert traced.grad.stride() == eager.grad.stride()
 
 
+@pytest.mark.skipif(not hasattr(getattr(torch, "library", None), "register_fake"), reason="fake kernels: torch 2.4")
+def test_compiling_leaves_the_globals_of_the_function_alone():
+    """torch 2.4 made `load` None in a module that imports it, once a function there had been compiled."""
+    features, rois = inputs(3, (6, 7), 4)
+
+    def pooled(x):
+        return roi_pool(x * 2, rois, (3, 4), 0.125)
+
+    assert pooled.__globals__["load"] is load
+    compiled = torch.compile(pooled, fullgraph=True, backend="eager")
+    assert compiled(features).equal(pooled(features))
+    assert pooled.__globals__["load"] is load and callable(load)
+
+
 @pytest.mark.skipif(not hasattr(torch, "export"), reason="torch.export came with torch 2.1")
 def test_exports(device):
     if not hasattr(torch.library, "register_fake"):

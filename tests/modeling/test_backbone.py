@@ -386,7 +386,12 @@ def test_every_trained_parameter_gets_a_gradient(body):
 @pytest.mark.parametrize("body", ["R-18-FPN-RETINANET", pytest.param("MNV2-FPN-RETINANET", marks=pytest.mark.slow)])
 def test_compiles_without_graph_breaks(body):
     backbone = build_backbone(make_cfg(body, *([] if "MNV2" in body else THIN))).eval()
-    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    try:
+        compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    except RuntimeError as error:  # of Python 3.12 before torch 2.4, of 3.11 before 2.1
+        if "not supported on Python" not in str(error):
+            raise
+        pytest.skip(str(error))
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         for mine, expected in zip(compiled(x), backbone(x)):
