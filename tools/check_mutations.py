@@ -106,6 +106,20 @@ MUTATIONS = [
     ),
     Mutation(
         "cuda",
+        "what lies in the first row of a band alone is left out",
+        "roi_pool/roi_pool_bands.h",
+        "last_row(of_bins[row]) < begin",
+        "last_row(of_bins[row]) <= begin",
+    ),
+    Mutation(
+        "cuda",
+        "later rois are taken for the first ones",
+        "roi_pool/roi_pool_bands.h",
+        "scan + static_cast<int>(found & (kBandScan - 1))",
+        "static_cast<int>(found & (kBandScan - 1))",
+    ),
+    Mutation(
+        "cuda",
         "cells outside the map are read",
         "deform_conv/deform_conv_cuda.cu",
         "tap.pixel[cell] >= 0);",

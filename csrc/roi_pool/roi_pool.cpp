@@ -76,7 +76,13 @@ Pooled forward(const at::Tensor& input, const at::Tensor& rois, double spatial_s
   return Pooled(output, argmax);
 }
 
-// `check_values(rois, number of images, argmax, number of pixels)`
+// What meets on a pixel is summed in float32 at least, and rounded once.
+at::ScalarType sum_dtype(const at::Tensor& grad) {
+  return grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// `check_values(rois, number of images, argmax, number of pixels)`,
+// `kernel(problem, grad, argmax, map)` makes the gradient, where map(dtype) is one not written yet.
 template <typename Check, typename Kernel>
 at::Tensor backward(const at::Tensor& grad, const at::Tensor& rois, const at::Tensor& argmax,
                     int64_t num_images, int64_t channels, int64_t height, int64_t width,
@@ -95,16 +101,13 @@ at::Tensor backward(const at::Tensor& grad, const at::Tensor& rois, const at::Te
   const at::Tensor r = rois_for(rois, grad.scalar_type());
   check_values(r, num_images, argmax, height * width);
   const at::MemoryFormat layout = grad.suggest_memory_format();
-  // What meets on a pixel is summed in float32 at least, and rounded once.
-  const auto sum_dtype = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  at::Tensor grad_input = at::empty({num_images, channels, height, width},
-                                    grad.options().dtype(sum_dtype), layout);
-  grad_input.zero_();
-  if (grad.numel() > 0 && grad_input.numel() > 0) {
-    const at::Tensor g = grad.contiguous(layout), places = argmax.contiguous(layout);
-    kernel(problem_of(r, g, layout, num_images, height, width), g, places, grad_input);
-  }
-  return grad_input.to(grad.scalar_type());
+  const auto map = [&](at::ScalarType dtype) {
+    return at::empty({num_images, channels, height, width}, grad.options().dtype(dtype), layout);
+  };
+  if (grad.numel() == 0 || num_images * channels * height * width == 0)
+    return map(grad.scalar_type()).zero_();
+  const at::Tensor g = grad.contiguous(layout), places = argmax.contiguous(layout);
+  return kernel(problem_of(r, g, layout, num_images, height, width), g, places, map);
 }
 
 // ---- CPU -------------------------------------------------------------------------------------
@@ -165,11 +168,13 @@ Pooled forward_cpu(const at::Tensor& input, const at::Tensor& rois, double spati
 at::Tensor backward_cpu(const at::Tensor& grad, const at::Tensor& rois, const at::Tensor& argmax,
                         int64_t batch_size, int64_t channels, int64_t height, int64_t width) {
   return backward(grad, rois, argmax, batch_size, channels, height, width, check_places_on_cpu,
-                  [](const RoiPoolProblem& problem, const at::Tensor& in,
-                     const at::Tensor& places, at::Tensor& out) {
+                  [](const RoiPoolProblem& problem, const at::Tensor& in, const at::Tensor& places,
+                     const auto& map) {
+                    const at::Tensor sums = map(sum_dtype(in)).zero_();
                     roi_pool_backward_cpu(problem, const_data(in),
                                           static_cast<const int32_t*>(const_data(places)),
-                                          mutable_data(out));
+                                          mutable_data(sums));
+                    return sums.to(in.scalar_type());
                   });
 }
 
@@ -197,14 +202,21 @@ Pooled forward_cuda(const at::Tensor& input, const at::Tensor& rois, double spat
 at::Tensor backward_cuda(const at::Tensor& grad, const at::Tensor& rois, const at::Tensor& argmax,
                          int64_t batch_size, int64_t channels, int64_t height, int64_t width) {
   return backward(grad, rois, argmax, batch_size, channels, height, width, leave_places,
-                  [](const RoiPoolProblem& problem, const at::Tensor& in,
-                     const at::Tensor& places, at::Tensor& out) {
+                  [](const RoiPoolProblem& problem, const at::Tensor& in, const at::Tensor& places,
+                     const auto& map) {
                     const CudaScope scope(in);
+                    const bool ordered = wants_determinism();
+                    const int64_t bytes = roi_pool_backward_cuda_scratch(problem, ordered);
+                    const at::Tensor scratch = at::empty({bytes}, in.options().dtype(at::kByte));
+                    const at::Tensor out =
+                        bytes > 0 ? map(in.scalar_type()) : map(sum_dtype(in)).zero_();
+                    void* known = bytes > 0 ? mutable_data(scratch) : nullptr;
                     check_launch(kName,
                                  roi_pool_backward_cuda(
                                      problem, const_data(in),
                                      static_cast<const int32_t*>(const_data(places)),
-                                     mutable_data(out), wants_determinism(), scope.stream));
+                                     mutable_data(out), known, ordered, scope.stream));
+                    return out.to(in.scalar_type());
                   });
 }
 #endif

@@ -60,12 +60,15 @@ void roi_pool_backward_cpu(const RoiPoolProblem& problem, const void* grad, cons
 // The same on a GPU. `scratch` is device memory of roi_pool_cuda_scratch(problem) bytes at an address
 // of 16, of contiguous maps with many rois a copy of some channels, else 0.
 // `ordered`: sums in the order of the rois, for the same bits each time.
+// Backward: with scratch memory, all of `grad_input` is written, in problem.dtype; where its size is
+// 0, it is null and the gradient is added, as on the CPU.
 int64_t roi_pool_cuda_scratch(const RoiPoolProblem& problem);
 const char* roi_pool_cuda(const RoiPoolProblem& problem, const void* input, void* output,
                           int32_t* argmax, void* scratch, void* stream);
+int64_t roi_pool_backward_cuda_scratch(const RoiPoolProblem& problem, bool ordered);
 const char* roi_pool_backward_cuda(const RoiPoolProblem& problem, const void* grad,
-                                   const int32_t* argmax, void* grad_input, bool ordered,
-                                   void* stream);
+                                   const int32_t* argmax, void* grad_input, void* scratch,
+                                   bool ordered, void* stream);
 
 FCOS_HOST_DEVICE inline float roi_pool_round(float x) { return roundf(x); }
 FCOS_HOST_DEVICE inline double roi_pool_round(double x) { return round(x); }

@@ -7,12 +7,13 @@
 // the results pass through shared memory on their way, so that they are written in a row.
 // Otherwise a thread computes one bin of one channel.
 //
-// Backward: each output adds its gradient to the pixel it came from, by atomic additions to float32
-// or float64, also slice by slice. If `ordered`, a thread owns a channel of an image and adds the
-// rois one after the other.
+// Backward, the usual case: see roi_pool_bands.h. Of maps too wide for it, each output adds its
+// gradient to the pixel it came from, by atomic additions to float32 or float64, slice by slice. If
+// `ordered`, a thread owns a channel of an image and adds the rois one after the other.
 #include "roi_pool.h"
 
 #include "../planes.h"
+#include "roi_pool_bands.h"
 
 namespace fcos_core {
 namespace {
@@ -204,13 +205,6 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- backward --------------------------------------------------------------------------------
 
-// The image of a roi, or -1 if there is none.
-template <typename C>
-__device__ __forceinline__ int64_t image_of(const RoiPoolProblem& p, int64_t roi) {
-  const C image = static_cast<const C*>(p.rois)[5 * roi];
-  return image >= C(0) && image < static_cast<C>(p.num_images) ? static_cast<int64_t>(image) : -1;
-}
-
 // blockIdx: roi, slice of `slice` channels.
 template <typename T, bool channels_last>
 __global__ void __launch_bounds__(kThreads)
@@ -397,8 +391,16 @@ const char* launch_backward(const RoiPoolProblem& p, const T* grad, const int32_
 
 template <typename T>
 const char* backward(const RoiPoolProblem& p, const void* grad, const int32_t* argmax,
-                     void* grad_input, bool ordered, cudaStream_t stream) {
+                     void* grad_input, void* scratch, bool ordered, cudaStream_t stream) {
   const T* from = static_cast<const T*>(grad);
+  if (scratch) {
+    T* to = static_cast<T*>(grad_input);
+    const Bands bands = bands_of(p);
+    const auto launch = !p.channels_last                    ? launch_bands<T, false, kBandPlanes>
+                        : bands.channels == kBandManyPixels ? launch_bands<T, true, kBandManyPixels>
+                                                            : launch_bands<T, true, kBandPixels>;
+    return launch(p, bands, from, argmax, to, scratch, stream);
+  }
   compute_t<T>* to = static_cast<compute_t<T>*>(grad_input);
   return p.channels_last ? launch_backward<T, true>(p, from, argmax, to, ordered, stream)
                          : launch_backward<T, false>(p, from, argmax, to, ordered, stream);
@@ -416,10 +418,14 @@ const char* roi_pool_cuda(const RoiPoolProblem& problem, const void* input, void
                        static_cast<cudaStream_t>(stream));
 }
 
+int64_t roi_pool_backward_cuda_scratch(const RoiPoolProblem& problem, bool ordered) {
+  return !ordered && bands_of(problem).rows > 0 ? band_rows_bytes(problem) : 0;
+}
+
 const char* roi_pool_backward_cuda(const RoiPoolProblem& problem, const void* grad,
-                                   const int32_t* argmax, void* grad_input, bool ordered,
-                                   void* stream) {
-  return FCOS_DISPATCH(problem.dtype, backward, problem, grad, argmax, grad_input, ordered,
+                                   const int32_t* argmax, void* grad_input, void* scratch,
+                                   bool ordered, void* stream) {
+  return FCOS_DISPATCH(problem.dtype, backward, problem, grad, argmax, grad_input, scratch, ordered,
                        static_cast<cudaStream_t>(stream));
 }
 

@@ -359,7 +359,7 @@ def test_compiles_without_graph_breaks(device, dynamic, layout):
 
 @pytest.mark.skipif(not hasattr(getattr(torch, "library", None), "register_fake"), reason="fake kernels: torch 2.4")
 def test_compiling_leaves_the_globals_of_the_function_alone():
-    """torch 2.4 made `load` None in a module that imports it, once a function there had been compiled."""
+    """torch 2.4 and 2.5 made `load` None in a module that imports it, once a function there had been compiled."""
     features, rois = inputs(3, (6, 7), 4)
 
     def pooled(x):
@@ -557,6 +557,42 @@ def test_cuda_deterministic(dtype, layout):
     assert all(grad.equal(grads[0]) for grad in grads[1:])
     bound = {torch.float64: 1e-11, torch.float32: 1e-4}.get(dtype, 8 * ROUNDING[dtype])
     assert torch.allclose(grads[0].double(), plain.double(), rtol=bound, atol=bound)
+
+
+@cuda
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "channels, size, bins, num_rois",
+    [
+        (40, (50, 60), (7, 7), 5000),  # more rois than a block looks at in one go, of mixed images
+        (20, (90, 300), (7, 7), 40),  # channels last of so many columns that fewer channels fit
+        (9, (30, 40), (3, 40), 30),  # more bins in a row than a warp has lanes
+        (5, (30, 40), (24, 25), 30),  # more bins than a warp takes at a time
+        (70, (3, 40), (2, 3), 30),  # fewer rows than a band needs
+        (6, (5, 9000), (3, 3), 60),  # no band fits: added in memory
+    ],
+)
+def test_cuda_backward_in_bands(dtype, layout, channels, size, bins, num_rois):
+    features, rois = inputs(channels, size, num_rois, device="cuda", dtype=dtype)
+    rois[::7, 0] = -1
+    rois[::11, 1] = NAN
+    features = features.contiguous(memory_format=layout)
+    output, argmax = with_places(features, rois, bins, 0.125)
+    weights = torch.rand(output.shape).to("cuda", dtype).contiguous(memory_format=layout)
+    shape = (2, channels) + size
+    grad = torch.ops.fcos_core._roi_pool_backward(weights, rois, argmax, *shape)
+    assert grad.stride() == features.stride() and grad.dtype == dtype
+
+    exact = torch.zeros(2 * channels, size[0] * size[1], dtype=torch.float64, device="cuda")
+    planes = rois[:, :1].clamp(min=0).long() * channels + torch.arange(channels, device="cuda")
+    planes = planes[:, :, None, None].expand_as(argmax)
+    there = argmax >= 0
+    assert there.any() and not there[::7].any() and not there[::11].any()
+    exact.index_put_((planes[there], argmax[there].long()), weights[there].double(), accumulate=True)
+    error = (grad.double() - exact.reshape(shape)).abs()
+    # float32 sums of up to some hundred numbers, rounded once
+    assert bool((error <= (ROUNDING[dtype] + 1e-5 * (dtype != torch.float64)) * exact.reshape(shape).abs()).all())
 
 
 @cuda
