@@ -228,14 +228,13 @@ __global__ void __launch_bounds__(kBandThreads, 2)
       entry = __shfl_sync(0xffffffffu, entry, 0);
       if (entry >= count) break;
       const uint32_t found = list[entry];
+      const int first_bin = static_cast<int>(found >> 11 & (kBandMaxBins - 1)) * pooled_width;
+      const int last_bin = static_cast<int>((found >> 21) + 1) * pooled_width;
       add_to_band<T, channels_last, kChannels>(p, scan + static_cast<int>(found & (kBandScan - 1)),
-                                    static_cast<int>(found >> 11 & (kBandMaxBins - 1)) * pooled_width,
-                                    static_cast<int>((found >> 21) + 1) * pooled_width, grad, argmax,
-                                    band);
+                                               first_bin, last_bin, grad, argmax, band);
     }
     __syncthreads();
   }
-  __syncthreads();
 
   const int64_t map = p.height * p.width, first = image * map + band.first_pixel;
   if (channels_last) {

@@ -43,8 +43,8 @@ def _load_operators_of_fcos_core():
         _loaded = True
 
 
-# The name that its code has is one that no module uses: tracing a call, torch.compile of torch 2.4 writes what came back
-# into a global variable of that name, in the module of the function that is compiled.
+# The name that its code has is one that no module uses: tracing a call, torch.compile of torch 2.4 and 2.5 writes what
+# came back into a global variable of that name, in the module of the function that is compiled.
 load = _load_operators_of_fcos_core
 load.__name__ = load.__qualname__ = "load"
 if hasattr(torch, "_dynamo"):
