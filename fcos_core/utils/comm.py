@@ -5,14 +5,17 @@ need no branches. The launcher (`torchrun`, `torch.distributed.launch`) says who
 RANK, WORLD_SIZE and LOCAL_RANK.
 """
 
+import atexit
 import datetime
 import os
+import sys
 import time
 
 import torch
 import torch.distributed as dist
 
 _object_group = None  # process group for Python objects; made at first use, see `_group_for_objects`
+_leaves_at_exit = False
 
 
 def is_distributed():
@@ -84,7 +87,27 @@ def shut_down():
 def synchronize():
     """Wait until all processes have arrived here."""
     if get_world_size() > 1:
+        _leave_at_exit()
         dist.barrier()
+
+
+def _leave_at_exit():
+    """See that a script that never leaves its process group, as old ones do not, ends all the same.
+
+    A Gloo group that still stands when the interpreter is gone can abort the process (torch 2.14: "terminate called
+    without an active exception", one run in eight).  After an exception nothing is done: leaving waits for calls that
+    the other processes may never answer.
+    """
+    global _leaves_at_exit
+    if _leaves_at_exit:
+        return
+    _leaves_at_exit = True
+
+    def leave():
+        if getattr(sys, "last_type", None) is None and is_distributed() and dist.get_backend() == "gloo":
+            shut_down()
+
+    atexit.register(leave)
 
 
 def _group_for_objects():

@@ -101,3 +101,38 @@ def test_helpers_and_a_non_finite_loss_of_one_process(tmp_path):
     output = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 0, output
     assert [(tmp_path / f"done{rank}").read_text() for rank in (0, 1)] == ["yes", "yes"], output
+
+
+# as an old script does it: joins, waits for the others, and never leaves
+OLD_SCRIPT = """
+import atexit, os, sys, torch.distributed as dist
+atexit.register(lambda: print("group stands", dist.is_initialized(), flush=True))  # called last
+from fcos_core.utils.comm import synchronize
+dist.init_process_group("gloo", init_method="env://")
+synchronize()
+if len(sys.argv) > 1:
+    raise ValueError("in one process" if dist.get_rank() == 0 else "in the other")
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+def test_a_script_that_never_leaves_the_group(fails):
+    """The group is left at the end, which could abort otherwise, and left alone after an exception."""
+    port = free_port()
+    processes = []
+    for rank in ("0", "1"):
+        environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([ROOT] + sys.path), RANK=rank)
+        environment.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", OLD_SCRIPT] + ["fail"] * fails,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    for process in processes:
+        output = process.communicate(timeout=120)[0].decode()
+        assert "group stands {}".format(fails) in output, output
+        if not fails:
+            assert process.returncode == 0, output
