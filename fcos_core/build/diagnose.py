@@ -86,7 +86,7 @@ def _about_torch(known):
     if torch.unanswered:
         return [findings.torch_unanswering(facts.probe.SECONDS)]
     if torch.error:
-        return [findings.torch_broken(torch.error, command)]
+        return [findings.torch_broken(torch.error, command, "LD_LIBRARY_PATH" in known.environ)]
     if _numbers(torch.version) < (1, 7):
         return [findings.torch_too_old(torch.version, command)]
     return []

@@ -57,12 +57,13 @@ def torch_missing(python, command):
     return Finding(STOPS, "torch-missing", "there is no torch in the environment of {}".format(python), command)
 
 
-def torch_broken(error, command):
+def torch_broken(error, command, library_path=False):
     """Importing torch failed.
 
     Args:
         error (str): "ImportError: ..." or what ended the process.
         command (str): installs torch anew.
+        library_path (bool): whether LD_LIBRARY_PATH is set.
     """
     remedy = command
     for pattern, text in _TORCH_ERRORS:
@@ -70,6 +71,9 @@ def torch_broken(error, command):
         if match:
             remedy = text.format(*match.groups())
             break
+    else:
+        if library_path and re.search(_CUDA_LIBRARY, error):
+            remedy = "unset LD_LIBRARY_PATH (other CUDA libraries are loaded first); if that is not it, " + command
     return Finding(STOPS, "torch-broken", "torch is installed but importing it fails ({})".format(error), remedy)
 
 
@@ -83,11 +87,8 @@ _TORCH_ERRORS = (
         "conda install -c conda-forge libstdcxx-ng (an older libstdc++ is loaded first; see LD_LIBRARY_PATH)",
     ),
     (r"GLIBC_[\d.]+", "this system is older than that torch: install an older torch, or use a newer system"),
-    (
-        r"undefined symbol|lib(?:cud|cublas|nccl|nv)\w*\.so",
-        "unset LD_LIBRARY_PATH (other CUDA libraries are loaded first), or install torch anew",
-    ),
 )
+_CUDA_LIBRARY = r"undefined symbol|lib(?:cud|cublas|nccl|nv)\w*\.so"
 
 
 def torch_too_old(version, command):

@@ -12,6 +12,7 @@ UNBUILT = {"path": "", "kernels": "", "reason": "missing"}
 CPU_KERNELS = {"kernels": "cpu", "plan": "no toolkit"}
 CPU_TORCH = {"version": "2.4.1+cpu", "cuda": None, "archs": (), "gpus": ()}
 EDITED_NINJA = {"ninja_edited": True}
+LOST_LIBRARY = "OSError: libcudart.so.10.2: cannot open shared object file"
 PTX = CU102 + ("compute_70",)
 
 # name -> facts, weight and name of the gravest finding, words of its cause, words of its remedy
@@ -23,10 +24,16 @@ SITUATIONS = {
         "pip install torch==2.10.0 torchvision --index-url https://download.pytorch.org/whl/cu128",
     ),
     "torch without its libraries": (
-        machine(torch={"version": "", "error": "OSError: libcudart.so.10.2: cannot open shared object file"}),
+        machine(torch={"version": "", "error": LOST_LIBRARY}),
         (STOPS, "torch-broken"),
         "importing it fails (OSError: libcudart.so.10.2",
-        "unset LD_LIBRARY_PATH",
+        "python -m pip install --force-reinstall torch==2.10.0",
+    ),
+    "torch behind other CUDA libraries": (
+        machine(torch={"version": "", "error": LOST_LIBRARY}, environ={"LD_LIBRARY_PATH": "/usr/local/cuda/lib64"}),
+        (STOPS, "torch-broken"),
+        "importing it fails (OSError: libcudart.so.10.2",
+        "unset LD_LIBRARY_PATH (other CUDA libraries are loaded first); if that is not it, python -m pip install",
     ),
     "torch without the runtime of Visual C++": (
         machine(torch={"version": "", "error": 'OSError: [WinError 126] Error loading "C:\\torch\\lib\\shm.dll"'}),
