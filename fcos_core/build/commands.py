@@ -1,7 +1,8 @@
-"""The setuptools side: what `setup.py` declares, and its build_ext, build_py and clean."""
+"""The setuptools side: what `setup.py` declares, and its build_ext, build_py, develop and clean."""
 
 import os
 import shutil
+import subprocess
 import sys
 
 import setuptools
@@ -45,7 +46,10 @@ def setup_arguments(root):
         arguments.update(metadata.read(root))
     csrc = os.path.join(root, "csrc")
     site = expose_torch()
-    arguments["install_requires"] = metadata.dependencies(root, site and metadata.torch_version(site))
+    required = metadata.dependencies(root, site and metadata.torch_version(site))
+    arguments["install_requires"] = required
+    if int(setuptools.__version__.split(".")[0]) < 80:
+        arguments["cmdclass"]["develop"] = develop_command(required)
     if site is not None:
         extension = setuptools.Extension(
             "fcos_core._ext", sources.host_sources(csrc), depends=sources.headers(csrc), language="c++"
@@ -123,6 +127,33 @@ class BuildPy(build_py):
         for folder, suffixes in CARRIED.items():
             for name in sources.find(folder, suffixes):
                 yield name, os.path.join(self.build_lib, "fcos_core", *name.split("/"))
+
+
+def develop_command(required, base=None):
+    """Make a develop command that leaves to pip what is required, as setuptools 80 and later do by themselves.
+
+    Earlier ones fetch it by easy_install, which takes the newest release whatever Python it is for, and fails at a
+    source that has no setup.py.
+
+    Args:
+        required (list[str]): what pip installs.
+        base (type or None): the command of setuptools, in a test another one.
+
+    Returns:
+        type: a setuptools command.
+    """
+    if base is None:
+        from setuptools.command.develop import develop as base
+
+    class Develop(base):
+        def run(self):
+            with_required = not self.no_deps and not self.uninstall
+            self.no_deps = True
+            super().run()
+            if with_required and subprocess.call([sys.executable, "-m", "pip", "install"] + required):
+                sys.exit("fcos_core: it is installed, but what it requires is not; python -m pip install -e .")
+
+    return Develop
 
 
 class Clean(setuptools.Command):

@@ -190,3 +190,29 @@ def test_which_setuptools_reads_pyproject():
         True,
         True,
     ]
+
+
+@pytest.mark.parametrize("option, fetched", [(None, True), ("no_deps", False), ("uninstall", False)])
+def test_develop_leaves_to_pip_what_is_required(option, fetched, monkeypatch):
+    seen, called = [], []
+
+    class Old:
+        no_deps = uninstall = False
+
+        def run(self):
+            seen.append(self.no_deps)
+
+    monkeypatch.setattr(subprocess, "call", lambda command: called.append(command) or 0)
+    command = commands.develop_command(["yacs", "torch>=1.7"], Old)()
+    if option:
+        setattr(command, option, True)
+    command.run()
+    assert seen == [True]  # easy_install has nothing to do
+    assert called == ([[sys.executable, "-m", "pip", "install", "yacs", "torch>=1.7"]] if fetched else [])
+
+
+def test_develop_says_what_to_type_where_pip_fails(monkeypatch):
+    base = type("Old", (), {"no_deps": False, "uninstall": False, "run": lambda self: None})
+    monkeypatch.setattr(subprocess, "call", lambda command: 1)
+    with pytest.raises(SystemExit, match="python -m pip install -e ."):
+        commands.develop_command(["yacs"], base)().run()
