@@ -9,13 +9,14 @@
 #include "deform_conv.h"
 
 #include <ATen/Parallel.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#define FCOS_WITH_AUTOCAST
+#include "../autograd.h"
 #include "../check.h"
 
 namespace fcos_core {

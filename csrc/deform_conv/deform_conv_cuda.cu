@@ -160,7 +160,7 @@ __device__ __forceinline__ C team_sum(C value, int32_t lanes, unsigned team) {
 }
 
 template <typename T, int N, bool with_input>
-__global__ void __launch_bounds__(kThreads, with_input ? 1 : 3)
+__global__ void __launch_bounds__(kThreads, with_input ? 1 : sizeof(T) == 4 ? 4 : 3)
     backward_kernel(const DeformConvProblem p, const Part part, const T* __restrict__ input,
                     const DeformConvGradients gradients, T* columns) {
   using C = compute_t<T>;

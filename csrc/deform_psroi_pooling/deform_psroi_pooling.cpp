@@ -10,12 +10,11 @@
 // half inputs are computed in float32 anyhow, and rois keep their own precision.
 #include "deform_psroi_pooling.h"
 
-#include <torch/csrc/autograd/custom_function.h>
-
 #include <cmath>
 #include <tuple>
 #include <vector>
 
+#include "../autograd.h"
 #include "../check.h"
 
 namespace fcos_core {

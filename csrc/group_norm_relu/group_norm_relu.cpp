@@ -8,12 +8,11 @@
 // torch's own operators, which are good at it.
 #include "group_norm_relu.h"
 
-#include <torch/csrc/autograd/custom_function.h>
-
 #include <array>
 #include <cmath>
 #include <tuple>
 
+#include "../autograd.h"
 #include "../check.h"
 
 namespace fcos_core {

@@ -9,10 +9,9 @@
 // Autocast needs no kernel: half precision is computed in float32 anyway.
 #include "iou_loss.h"
 
-#include <torch/csrc/autograd/custom_function.h>
-
 #include <vector>
 
+#include "../autograd.h"
 #include "../check.h"
 
 namespace fcos_core {

@@ -8,10 +8,9 @@
 // Rois have no gradient. Autocast needs no kernel: features of any dtype meet rois of any other.
 #include "roi_pool.h"
 
-#include <torch/csrc/autograd/custom_function.h>
-
 #include <tuple>
 
+#include "../autograd.h"
 #include "../rois.h"
 
 namespace fcos_core {

@@ -8,13 +8,12 @@
 // detectors divide by the number of positive locations, not by that of all logits.
 #include "sigmoid_focal_loss.h"
 
-#include <torch/csrc/autograd/custom_function.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "../autograd.h"
 #include "../check.h"
 
 namespace fcos_core {
