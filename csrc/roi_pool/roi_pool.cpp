@@ -119,7 +119,10 @@ void check_places_on_cpu(const at::Tensor& rois, int64_t num_images, const at::T
                   int64_t num_pixels) {
   check_images(kName, rois, num_images);
   if (argmax.numel() == 0) return;
-  const int64_t least = argmax.min().item<int64_t>(), most = argmax.max().item<int64_t>();
+  // in the order of memory, in which torch is ten times as fast
+  const bool pixels = argmax.is_contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor places = pixels ? argmax.permute({0, 2, 3, 1}) : argmax;
+  const int64_t least = places.min().item<int64_t>(), most = places.max().item<int64_t>();
   FCOS_CHECK(least >= -1 && most < num_pixels, kName, "argmax", joined("in -1..", num_pixels - 1),
              joined(least, "..", most), "pass the one that the forward gave");
 }
