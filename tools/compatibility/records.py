@@ -23,9 +23,9 @@ Each row: a new environment, `pip install torch torchvision` of that version, `p
 test suite on the CPU. Torch is the default wheel of the package index. Seconds are those of a two-core machine that had
 other work to do; the compilers were asked for all warnings, and had none about our sources.
 
-torch 1.11.0 is tried on Python 3.9 alone. On 3.10 its own launcher dies of a segmentation fault at the end of any script
-that it started, one that prints a line included: `python -m torch.distributed.run --nproc_per_node 2 script.py`, 5 times
-of 5, in `torch/distributed/elastic/utils/store.py`. One process works there.
+torch 1.11.0 is tried on Python 3.9 alone. On 3.10 its own launcher dies of a segmentation fault at the end of any
+script that it started, one that prints a line included: `python -m torch.distributed.run --nproc_per_node 2 script.py`,
+5 times of 5, in `torch/distributed/elastic/utils/store.py`. One process works there.
 """
 
 _TOOLKITS = """## CUDA toolkits
@@ -36,9 +36,10 @@ a torch of the same CUDA major version, and the library loaded.
 
 _WAYS = """## Ways to install
 
-Each row: a new clone with one of the operators (compiling all takes the same time in each way), in an environment with
-torch or without. Without, the operators are built at first use, and the seconds of that are in the column of that name.
-Only what the first row of an environment downloads is all that is needed; later rows find it there.
+Each row: a new clone with one of the operators (compiling all takes the same time in each way), in a new environment
+that holds torch and NumPy, or nothing. Without torch, the operators are built at first use, and the seconds of that are
+in the column of that name; pip 20 brings torch before it builds. Downloads are those of pip and uv from the package
+index, without what they take from a disk beside it.
 """
 
 

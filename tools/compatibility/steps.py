@@ -71,6 +71,11 @@ def clone(folder, name):
     return target
 
 
+def _link_tree(source, target):
+    """Copy a folder with links to its files; pip replaces files and writes into none, so a copy stays what it is."""
+    shutil.copytree(source, target, symlinks=True, copy_function=os.link)
+
+
 class Environment:
     """A virtual environment with a clone beside it, and a log of all that is run there.
 
@@ -143,11 +148,15 @@ class Environment:
                 process.stdout.close()
         return code, time.time() - started
 
-    def renew(self, *packages):
-        """Uninstall packages, and take a new clone and an empty cache, for another installation."""
-        self.attempt("uninstall", [self.python, "-m", "pip", "uninstall", "-y"] + list(packages), self.folder)
-        shutil.rmtree(self.source, ignore_errors=True)
-        shutil.rmtree(self.variables["FCOS_CORE_CACHE"], ignore_errors=True)
+    def keep(self):
+        """Keep the environment as it is now, for `renew`."""
+        _link_tree(self.venv, self.venv + "-kept")
+
+    def renew(self):
+        """Bring back what `keep` kept, and take a new clone and an empty cache: as if nothing had been installed."""
+        for folder in (self.venv, self.source, self.variables["FCOS_CORE_CACHE"]):
+            shutil.rmtree(folder, ignore_errors=True)
+        _link_tree(self.venv + "-kept", self.venv)
         # another name, so that nothing finds what lay in the former one
         self.clones = getattr(self, "clones", 0) + 1
         self.source = clone(self.folder, "fcos_core-source-{}".format(self.clones))

@@ -100,7 +100,7 @@ def run_all(options):
 
 
 def run_cell(text, present, options):
-    """Try the ways with one torch and Python, in one environment; all but torch's own dependencies is new each time.
+    """Try the ways with one torch and Python, each in an environment in which there is nothing but torch, or nothing.
 
     Args:
         text (str): torch and Python, such as "2.14.1/3.11".
@@ -119,7 +119,9 @@ def run_cell(text, present, options):
         with open(constraint, "w") as stream:
             stream.write("\n".join(("torch==" + torch.version,) + torch.others) + "\n")
         environment.variables["PIP_CONSTRAINT"] = environment.variables["UV_CONSTRAINT"] = constraint
-        environment.pip("install torch", "install", "torch", "numpy")
+        if present:
+            environment.pip("install torch", "install", "torch", "numpy")
+        environment.keep()
         for name in names:
             record = {
                 "way": name,
@@ -131,7 +133,7 @@ def run_cell(text, present, options):
                 "reason": "",
             }
             try:
-                environment.renew("fcos_core", *([] if present else ["torch", "torchvision"]))
+                environment.renew()
                 _leave_one_operator(environment.source)
                 _try(environment, name, present, record)
                 record["result"] = "passed"
