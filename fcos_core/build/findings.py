@@ -4,6 +4,7 @@ Pure: plain values in, a `Finding` out; nothing is looked up here.  The build, t
 take their sentences from this file; diagnose.py decides which of them describe a machine.
 """
 
+import os
 import re
 from typing import NamedTuple
 
@@ -335,6 +336,8 @@ def objects_missing(names, with_ninja):
         with_ninja (bool): whether ninja ran the compilers.
     """
     longest = max(map(len, names))
+    folder = os.path.dirname(os.path.commonprefix([os.path.join(os.path.dirname(name), "") for name in names]))
+    short = ", ".join(os.path.relpath(name, folder) for name in names)
     causes = ["the compiler failed: look for its error above"]
     if with_ninja:
         causes.append("{}: reinstall torch, or set FCOS_CORE_NINJA=0".format(NINJA_EDIT))
@@ -342,7 +345,7 @@ def objects_missing(names, with_ninja):
     return Finding(
         STOPS,
         "objects-missing",
-        "expected every source to leave an object file, got none for {}".format(", ".join(names)),
+        "expected every source to leave an object file, got none for {} in {}".format(short, folder),
         "likely causes: " + "; ".join("({}) {}".format(i + 1, cause) for i, cause in enumerate(causes)),
     )
 
