@@ -167,21 +167,22 @@ struct Prepared {
   DeformConvProblem problem;
 };
 
-// `dtype` is that of the columns.
-Prepared prepare(const Arguments& a, at::ScalarType dtype) {
+// `dtype` is that of the columns, `sampling` that of offset and mask.
+Prepared prepare(const Arguments& a, at::ScalarType dtype, at::ScalarType sampling) {
   const Options& o = a.options;
   Prepared p;
   p.input = converted(a.input.detach(), dtype, at::MemoryFormat::ChannelsLast);
   p.weight = a.weight.detach().to(dtype).permute({0, 2, 3, 1}).contiguous().view(
       {o.groups, a.out_channels() / o.groups, a.num_taps() * a.weight.size(1)});
-  p.offset = a.offset.detach().to(compute_dtype(a.input));
-  if (a.mask.defined()) p.mask = a.mask.detach().to(compute_dtype(a.input));
+  p.offset = a.offset.detach().to(sampling);
+  if (a.mask.defined()) p.mask = a.mask.detach().to(sampling);
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
   DeformConvProblem& q = p.problem;
   q.input = const_data(p.input);
   q.dtype = dtype_of(p.input);
   q.offset = map_of(p.offset);
   q.mask = map_of(p.mask);
+  q.sampling_dtype = dtype_of(p.offset);
   q.num_images = a.num_images();
   q.channels = a.channels();
   q.groups = o.groups;
@@ -335,7 +336,7 @@ at::Tensor forward_cpu(const at::Tensor& input, const at::Tensor& weight, const 
   const Arguments a = checked(input, weight, offset, mask, bias,
                               {stride, padding, dilation, groups, deformable_groups});
   const at::ScalarType dtype = compute_dtype(input);
-  const Prepared p = prepare(a, dtype);
+  const Prepared p = prepare(a, dtype, dtype);
   const at::Tensor output = empty_for(input, a.out_sizes(), dtype, input.suggest_memory_format());
   const at::Tensor rows = rows_of(output, groups), w = p.weight.transpose(1, 2);
   at::Tensor b;
@@ -360,7 +361,7 @@ Gradients backward_cpu(const at::Tensor& grad, const at::Tensor& input, const at
                               {stride, padding, dilation, groups, deformable_groups});
   check_grad(a, grad);
   const at::ScalarType dtype = compute_dtype(input);
-  const Prepared p = prepare(a, dtype);
+  const Prepared p = prepare(a, dtype, dtype);
   const at::Tensor g = converted(grad.detach(), dtype, grad.suggest_memory_format());
   const at::Tensor rows = rows_of(g, groups);
   const GradientBuffers buffers(a);
@@ -427,6 +428,13 @@ int64_t rows_per_part(const Arguments& a) {
   return ceil_div(total, std::max<int64_t>(1, ceil_div(total, most)));
 }
 
+// What kernels read offset and mask in: as they are, if one conversion while reading suffices.
+at::ScalarType sampling_dtype(const Arguments& a) {
+  const at::ScalarType dtype = a.offset.scalar_type(), wide = compute_dtype(a.input);
+  const bool same = !a.mask.defined() || a.mask.scalar_type() == dtype;
+  return same && wide == at::kFloat && dtype != at::kDouble ? dtype : wide;
+}
+
 at::Tensor forward_cuda(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& offset,
                         const OptionalTensor& mask, const OptionalTensor& bias,
                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
@@ -435,7 +443,7 @@ at::Tensor forward_cuda(const at::Tensor& input, const at::Tensor& weight, const
                               {stride, padding, dilation, groups, deformable_groups});
   const CudaScope scope(input);
   const at::ScalarType dtype = input.scalar_type();
-  const Prepared p = prepare(a, dtype);
+  const Prepared p = prepare(a, dtype, sampling_dtype(a));
   const at::Tensor output =
       empty_for(input, a.out_sizes(), dtype, at::MemoryFormat::ChannelsLast);
   const at::Tensor rows = rows_of(output, groups).flatten(0, 1), w = p.weight.transpose(1, 2);
@@ -470,7 +478,7 @@ Gradients backward_cuda(const at::Tensor& grad, const at::Tensor& input, const a
   const CudaScope scope(input);
   BelowAutocast below_autocast;
   const at::ScalarType dtype = input.scalar_type();
-  const Prepared p = prepare(a, dtype);
+  const Prepared p = prepare(a, dtype, sampling_dtype(a));
   const at::Tensor g = converted(grad.detach(), dtype, at::MemoryFormat::ChannelsLast);
   const at::Tensor rows = rows_of(g, groups).flatten(0, 1);
   const int64_t step = rows_per_part(a);

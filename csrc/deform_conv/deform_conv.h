@@ -29,7 +29,7 @@
 // them at a time.
 //
 // dtypes: input, weight, bias and results share one. Points and blending are computed in float32,
-// or float64 for float64; offset and mask are read in that dtype, whatever the dtype of the
+// or float64 for float64; offset and mask are widened to that dtype, whatever the dtype of the
 // features. Columns of half dtypes are stored in half on a GPU, whose products accumulate in
 // float32, and in float32 on the CPU. The gradient of the input is a sum over scattered terms; it
 // is kept in float32 at least and rounded once.
@@ -62,8 +62,9 @@ struct DeformMap {
 struct DeformConvProblem {
   const void* input;  // [num_images, height, width, channels], contiguous
   DType dtype;        // of input and of the columns; CPU kernels take float32 and float64 only
-  DeformMap offset;   // compute dtype
-  DeformMap mask;     // compute dtype, or null
+  DeformMap offset;   // of sampling_dtype
+  DeformMap mask;     // the same, or null
+  DType sampling_dtype;  // CPU kernels take the compute dtype only, CUDA kernels half dtypes as well
   int64_t num_images, channels, groups, deformable_groups;
   int32_t height, width;          // of the input; their product is below 2^30
   int32_t out_height, out_width;  // their product is below 2^30
@@ -130,11 +131,16 @@ struct TapIndex {
   int32_t group, kernel_y, kernel_x, out_y, out_x;
 };
 
-// Element `channel` of a map at (image, channel, y, x).
+// Where element (image, channel, y, x) of a map is.
+FCOS_HOST_DEVICE inline int64_t index_of(const DeformMap& map, const TapIndex& at,
+                                         int64_t channel) {
+  return at.image * map.strides[0] + channel * map.strides[1] + at.out_y * map.strides[2] +
+         at.out_x * map.strides[3];
+}
+
 template <typename T>
 FCOS_HOST_DEVICE inline T* element_of(const DeformMap& map, const TapIndex& at, int64_t channel) {
-  return static_cast<T*>(map.data) + at.image * map.strides[0] + channel * map.strides[1] +
-         at.out_y * map.strides[2] + at.out_x * map.strides[3];
+  return static_cast<T*>(map.data) + index_of(map, at, channel);
 }
 
 // Channel of the mask; the offset has twice as many.
@@ -142,14 +148,13 @@ FCOS_HOST_DEVICE inline int64_t mask_channel(const DeformConvProblem& p, const T
   return (int64_t(at.group) * p.kernel_height + at.kernel_y) * p.kernel_width + at.kernel_x;
 }
 
+// The tap whose offset is (offset_y, offset_x) and whose mask is `scale`.
 template <typename T>
-FCOS_HOST_DEVICE inline Tap<T> tap_at(const DeformConvProblem& p, const TapIndex& at) {
-  const int64_t channel = mask_channel(p, at);
-  const T* offset = element_of<const T>(p.offset, at, 2 * channel);
-  const T scale = p.mask.data ? *element_of<const T>(p.mask, at, channel) : T(1);
+FCOS_HOST_DEVICE inline Tap<T> tap_with(const DeformConvProblem& p, const TapIndex& at, T offset_y,
+                                        T offset_x, T scale) {
   const int32_t y = at.out_y * p.stride[0] - p.padding[0] + at.kernel_y * p.dilation[0];
   const int32_t x = at.out_x * p.stride[1] - p.padding[1] + at.kernel_x * p.dilation[1];
-  return make_tap(T(y) + offset[0], T(x) + offset[p.offset.strides[1]], scale, p.height, p.width);
+  return make_tap(T(y) + offset_y, T(x) + offset_x, scale, p.height, p.width);
 }
 
 // Sums over the channels of a deformable group, g the gradient of the columns and v0..v3 the values

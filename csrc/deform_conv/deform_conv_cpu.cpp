@@ -16,6 +16,14 @@
 namespace fcos_core {
 namespace {
 
+template <typename T>
+Tap<T> tap_at(const DeformConvProblem& p, const TapIndex& at) {
+  const int64_t channel = mask_channel(p, at);
+  const T* offset = element_of<const T>(p.offset, at, 2 * channel);
+  return tap_with(p, at, offset[0], offset[p.offset.strides[1]],
+                  p.mask.data ? *element_of<const T>(p.mask, at, channel) : T(1));
+}
+
 // 32 bytes of numbers, added and multiplied lane by lane: running sums that need not wait for each
 // other. Written as a loop over an array, GCC turns them into hundreds of shuffles.
 #if defined(__GNUC__)

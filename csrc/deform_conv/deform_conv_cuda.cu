@@ -88,6 +88,23 @@ __device__ __forceinline__ TapIndex sample_at(const Part& part, int32_t index, i
   return at;
 }
 
+template <typename C>
+__device__ __forceinline__ C read_as(const void* data, int64_t index, DType dtype) {
+  if (dtype == DType::float16) return widen(static_cast<const float16*>(data)[index]);
+  if (dtype == DType::bfloat16) return widen(static_cast<const bfloat16*>(data)[index]);
+  return static_cast<const C*>(data)[index];
+}
+
+template <typename C>
+__device__ __forceinline__ Tap<C> tap_at(const DeformConvProblem& p, const TapIndex& at) {
+  const int64_t channel = mask_channel(p, at), offset = index_of(p.offset, at, 2 * channel);
+  const C y = read_as<C>(p.offset.data, offset, p.sampling_dtype);
+  const C x = read_as<C>(p.offset.data, offset + p.offset.strides[1], p.sampling_dtype);
+  const C scale =
+      p.mask.data ? read_as<C>(p.mask.data, index_of(p.mask, at, channel), p.sampling_dtype) : C(1);
+  return tap_with(p, at, y, x, scale);
+}
+
 // Index in the columns of channel `channel` of a sample.
 __device__ __forceinline__ int64_t column_at(const DeformConvProblem& p, const Part& part,
                                              const TapIndex& at, int32_t row, int32_t channel) {
@@ -129,7 +146,7 @@ __device__ __forceinline__ Pack<T, N> blended(const Tap<compute_t<T>>& tap,
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(T) > 2 ? 1 : kResidentThreads / kThreads > 4 ? 5 : 4)
     columns_kernel(const DeformConvProblem p, const Part part, const T* __restrict__ input,
                    T* __restrict__ columns) {
   using C = compute_t<T>;
