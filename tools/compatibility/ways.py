@@ -143,11 +143,11 @@ def run_cell(text, present, options):
 
 
 def _exists(name, python, present):
-    """Whether there is such a way with this Python: pip 20 and `setup.py develop` end with 3.11, uv begins with 3.8."""
+    """Whether there is such a way with this Python: pip 20 ends with 3.11, uv begins with 3.8."""
     minor = int(python.split(".")[1])
     if name.startswith("python setup.py build_ext"):
         return present  # it says that it needs torch, otherwise
-    if name.startswith(("pip 20", "python setup.py develop")):
+    if name.startswith("pip 20"):
         return minor <= 11
     return minor >= 8 or not name.startswith("uv")
 
