@@ -111,6 +111,20 @@ def test_offsets_of_another_dtype(device, features, sampling):
             assert_close(mine, theirs, 3 * tolerance, sample.name)
 
 
+@pytest.mark.parametrize("of_offset, of_mask", [
+    (torch.float16, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16),
+])  # fmt: skip
+def test_offset_and_mask_of_two_dtypes(device, of_offset, of_mask):
+    """Widening is exact, so nothing but the values counts."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 16, 6, 7, generator=generator).to(device, torch.float16)
+    weight = torch.randn(8, 16, 3, 3, generator=generator).to(device, torch.float16)
+    offset = (2 * torch.randn(2, 18, 6, 7, generator=generator)).to(device, of_offset)
+    mask = torch.rand(2, 9, 6, 7, generator=generator).to(device, of_mask)
+    expected = modulated_deform_conv(x, offset.float(), mask.float(), weight, None, 1, 1)
+    assert torch.equal(modulated_deform_conv(x, offset, mask, weight, None, 1, 1), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_points_are_not_rounded_to_half(device, dtype):
     """At x = 300 a bfloat16 is a multiple of 2."""

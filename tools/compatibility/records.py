@@ -25,7 +25,7 @@ other work to do; the compilers were asked for all warnings, and had none about 
 
 torch 1.11.0 is tried on Python 3.9 alone. On 3.10 its own launcher dies of a segmentation fault at the end of any
 script that it started, one that prints a line included: `python -m torch.distributed.run --nproc_per_node 2 script.py`,
-5 times of 5, in `torch/distributed/elastic/utils/store.py`. One process works there.
+5 times of 5, in `torch/distributed/elastic/utils/store.py`.
 """
 
 _TOOLKITS = """## CUDA toolkits
@@ -38,7 +38,7 @@ _WAYS = """## Ways to install
 
 Each row: a new clone with one of the operators (compiling all takes the same time in each way), in a new environment
 that holds torch and NumPy, or nothing. Without torch, the operators are built at first use, and the seconds of that are
-in the column of that name; pip 20 brings torch before it builds. Downloads are those of pip and uv from the package
+in the column of that name; pip 20 and uv bring torch before they build. Downloads are those of pip and uv from the package
 index, without what they take from a disk beside it.
 """
 

@@ -175,13 +175,14 @@ def _try(environment, name, present, record):
     in_tree = name.startswith("python setup.py build_ext")
     folder = environment.source if in_tree else environment.folder
     built = list(glob.glob(os.path.join(_package(environment, folder), "_ext*")))
-    if present and not built:
-        raise StepError("no library was built though torch was there, see {}".format(environment.log))
+    # these bring what is required, torch too, before they build
+    if (present or name.startswith(("pip 20", "uv"))) != bool(built):
+        words = "a library was built without torch" if built else "no library was built though torch was there"
+        raise StepError("{}, see {}".format(words, environment.log))
     said = []
     seconds = environment.run("first use", [environment.python, "-c", _USE], folder, on_line=said.append)
     record["first_use_seconds"] = round(seconds)
     library = [line.split(None, 1)[1].strip() for line in said if line.startswith("library ")][-1]
-    # without torch there is one too where pip brings what is required before it builds, as pip 20 does
     if built and library not in built:
         raise StepError("the library of the installation was not taken, but {}".format(library))
 
