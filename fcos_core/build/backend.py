@@ -5,6 +5,7 @@ for as a build requirement.  A second torch in the build environment would give 
 there is none at all the package is installed without the library, which is then built at first use.
 """
 
+import setuptools
 from setuptools import build_meta as _setuptools
 
 build_wheel = _setuptools.build_wheel
@@ -30,3 +31,13 @@ if hasattr(_setuptools, "build_editable"):
     def get_requires_for_build_editable(config_settings=None):
         """Ask for nothing beyond pyproject.toml."""
         return []
+
+
+def __getattr__(name):
+    # uv has no other way to go, and shows this
+    if name == "build_editable":
+        raise AttributeError(
+            "setuptools {} makes no editable installation without pip: python -m pip install -U "
+            "'setuptools>=64,<80' wheel, then again".format(setuptools.__version__)
+        )
+    raise AttributeError("module {!r} has no attribute {!r}".format(__name__, name))

@@ -216,3 +216,10 @@ def test_develop_says_what_to_type_where_pip_fails(monkeypatch):
     monkeypatch.setattr(subprocess, "call", lambda command: 1)
     with pytest.raises(SystemExit, match="python -m pip install -e ."):
         commands.develop_command(["yacs"], base)().run()
+
+
+def test_an_old_setuptools_is_named_where_no_fallback_is():
+    """pip must see no hook, to fall back; uv shows what the attempt to take it raises."""
+    assert hasattr(backend, "build_editable") == hasattr(backend._setuptools, "build_editable")
+    with pytest.raises(AttributeError, match="setuptools .* pip install -U 'setuptools>=64"):
+        backend.__getattr__("build_editable")
