@@ -38,8 +38,8 @@ _WAYS = """## Ways to install
 
 Each row: a new clone with one of the operators (compiling all takes the same time in each way), in a new environment
 that holds torch and NumPy, or nothing. Without torch, the operators are built at first use, and the seconds of that are
-in the column of that name; pip 20 and uv bring torch before they build. Downloads are those of pip and uv from the package
-index, without what they take from a disk beside it.
+in the column of that name; pip 20 and uv bring torch before they build. Downloads are those of pip and uv from the
+package index, without what they take from a disk beside it.
 """
 
 
