@@ -27,8 +27,6 @@
 #endif
 #include <torch/library.h>
 
-// library.cpp needs no more than schemas and the version: without ATen it compiles in a third of the time
-#ifndef FCOS_SCHEMAS_ONLY
 #if FCOS_TORCH_AT_LEAST(2, 0)
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -55,8 +53,20 @@
 #else
 #include <ATen/ATen.h>
 #endif
-// this one brings all of them again; defined by the one file that asks for a dtype or a cast
-#ifdef FCOS_WITH_AUTOCAST
+#if FCOS_TORCH_AT_LEAST(2, 0) && !FCOS_TORCH_AT_LEAST(2, 16)
+// Its header brings all of them again, for these functions; declared here for the versions that were tried.
+namespace at {
+namespace autocast {
+#if FCOS_TORCH_AT_LEAST(2, 4)
+TORCH_API ScalarType get_autocast_dtype(DeviceType device);
+#else
+TORCH_API ScalarType get_autocast_gpu_dtype();
+TORCH_API ScalarType get_autocast_cpu_dtype();
+#endif
+TORCH_API Tensor cached_cast(ScalarType dtype, const Tensor& t, DeviceType device);
+}  // namespace autocast
+}  // namespace at
+#else
 #include <ATen/autocast_mode.h>
 #endif
 #include <ATen/Context.h>
@@ -69,10 +79,9 @@
 #endif
 
 #include "kernel.h"
-#endif
 
 // Adds schemas to an existing library. 1.7 has it under a private name, and there its generated
-// names are not unique: at most one fragment, and one IMPL block of a key, per file.
+// names are not unique: at most one fragment, and one IMPL block of a key, per namespace.
 #ifdef TORCH_LIBRARY_FRAGMENT
 #define FCOS_LIBRARY_FRAGMENT(ns, m) TORCH_LIBRARY_FRAGMENT(ns, m)
 #else
@@ -96,7 +105,6 @@
   }
 #endif
 
-#ifndef FCOS_SCHEMAS_ONLY
 namespace fcos_core {
 
 // Inside an autograd kernel: calls go below autograd (renamed in 1.9).
@@ -116,7 +124,6 @@ struct BelowAutocast {
 #endif
 };
 
-#ifdef FCOS_WITH_AUTOCAST
 // What autocast computes convolutions in, on the device of a tensor.
 inline at::ScalarType autocast_dtype(const at::Tensor& t) {
 #if FCOS_TORCH_AT_LEAST(2, 4)
@@ -138,7 +145,6 @@ inline at::Tensor autocast_to(at::ScalarType dtype, const at::Tensor& t) {
   return at::autocast::cached_cast(dtype, t);
 #endif
 }
-#endif  // FCOS_WITH_AUTOCAST
 
 // const_data_ptr and mutable_data_ptr came with 2.1; the first leaves copy-on-write tensors shared.
 #if FCOS_TORCH_AT_LEAST(2, 1)
@@ -209,4 +215,3 @@ inline DType dtype_of(const at::Tensor& t) {
 }
 
 }  // namespace fcos_core
-#endif  // FCOS_SCHEMAS_ONLY

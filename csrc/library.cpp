@@ -10,7 +10,6 @@
 
 #include <string>
 
-#define FCOS_SCHEMAS_ONLY
 #include "compat.h"
 
 PyMODINIT_FUNC PyInit__ext() {

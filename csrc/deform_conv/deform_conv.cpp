@@ -15,17 +15,16 @@
 #include <tuple>
 #include <vector>
 
-#define FCOS_WITH_AUTOCAST
 #include "../autograd.h"
 #include "../check.h"
 
 namespace fcos_core {
+namespace deform_conv {
 namespace {
 
 const char* const kName = "deform_conv";
 constexpr int64_t kLargest = int64_t(1) << 20;  // stride, padding, dilation, numbers of groups
 
-using OptionalTensor = c10::optional<at::Tensor>;
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // The numbers of a call, y before x.
@@ -533,62 +532,18 @@ Gradients call_backward(const at::Tensor& grad, const at::Tensor& input, const a
                  deformable_groups);
 }
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-struct DeformConv : public torch::autograd::Function<DeformConv> {
-  static Variable forward(AutogradContext* ctx, const Variable& input, const Variable& weight,
-                          const Variable& offset, const OptionalTensor& mask,
-                          const OptionalTensor& bias, at::IntArrayRef stride,
-                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                          int64_t deformable_groups) {
-    ctx->save_for_backward({input, weight, offset, mask ? *mask : Variable()});
-    ctx->saved_data["with_bias"] = bias && bias->defined();
-    ctx->saved_data["stride"] = stride.vec();
-    ctx->saved_data["padding"] = padding.vec();
-    ctx->saved_data["dilation"] = dilation.vec();
-    ctx->saved_data["groups"] = groups;
-    ctx->saved_data["deformable_groups"] = deformable_groups;
-    BelowAutograd guard;
-    return call_forward(input, weight, offset, mask, bias, stride, padding, dilation, groups,
-                        deformable_groups);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    auto& data = ctx->saved_data;
-    const OptionalTensor mask = saved[3].defined() ? OptionalTensor(saved[3]) : OptionalTensor();
-    const bool with_bias = data["with_bias"].toBool();
-    const Gradients g =
-        call_backward(grads[0], saved[0], saved[1], saved[2], mask, with_bias,
-                      data["stride"].toIntVector(), data["padding"].toIntVector(),
-                      data["dilation"].toIntVector(), data["groups"].toInt(),
-                      data["deformable_groups"].toInt());
-    return {std::get<0>(g), std::get<1>(g), std::get<2>(g),
-            mask ? std::get<3>(g) : Variable(), with_bias ? std::get<4>(g) : Variable(),
-            Variable(), Variable(), Variable(), Variable(), Variable()};
-  }
-};
-
-// Exists to refuse a second derivative aloud; without it the result would silently lack a graph.
-struct DeformConvBackward : public torch::autograd::Function<DeformConvBackward> {
-  static variable_list forward(AutogradContext*, const Variable& grad, const Variable& input,
-                               const Variable& weight, const Variable& offset,
-                               const OptionalTensor& mask, bool with_bias, at::IntArrayRef stride,
-                               at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                               int64_t deformable_groups) {
-    BelowAutograd guard;
-    const Gradients g = call_backward(grad, input, weight, offset, mask, with_bias, stride, padding,
-                                      dilation, groups, deformable_groups);
-    return {std::get<0>(g), std::get<1>(g), std::get<2>(g), std::get<3>(g), std::get<4>(g)};
-  }
-
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
-               "the op is differentiable once, drop create_graph=True");
-  }
-};
+Variables backward_of(Context& context, const Variables& grads) {
+  const Variables saved = context.get_saved_variables();
+  const OptionalTensor mask = saved[3].defined() ? OptionalTensor(saved[3]) : OptionalTensor();
+  const bool with_bias = context.data("with_bias").toBool();
+  const Gradients g =
+      call_backward(grads[0], saved[0], saved[1], saved[2], mask, with_bias,
+                    context.data("stride").toIntVector(), context.data("padding").toIntVector(),
+                    context.data("dilation").toIntVector(), context.data("groups").toInt(),
+                    context.data("deformable_groups").toInt());
+  return {std::get<0>(g), std::get<1>(g), std::get<2>(g), mask ? std::get<3>(g) : at::Tensor(),
+          with_bias ? std::get<4>(g) : at::Tensor()};
+}
 
 at::Tensor forward_autograd(const at::Tensor& input, const at::Tensor& weight,
                             const at::Tensor& offset, const OptionalTensor& mask,
@@ -596,8 +551,18 @@ at::Tensor forward_autograd(const at::Tensor& input, const at::Tensor& weight,
                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                             int64_t deformable_groups) {
   check_given(kName, "input", input, "weight", weight, "offset", offset);
-  return DeformConv::apply(input, weight, offset, mask, bias, stride, padding, dilation, groups,
-                           deformable_groups);
+  const auto forward = [&](Context& context) -> Variables {
+    context.save_for_backward({input, weight, offset, mask ? *mask : at::Tensor()});
+    context.data("with_bias") = bias && bias->defined();
+    context.data("stride") = stride.vec();
+    context.data("padding") = padding.vec();
+    context.data("dilation") = dilation.vec();
+    context.data("groups") = groups;
+    context.data("deformable_groups") = deformable_groups;
+    return {call_forward(input, weight, offset, mask, bias, stride, padding, dilation, groups,
+                         deformable_groups)};
+  };
+  return differentiable<DeformConv>({input, weight, offset, mask, bias}, forward, backward_of)[0];
 }
 
 Gradients backward_autograd(const at::Tensor& grad, const at::Tensor& input,
@@ -606,9 +571,12 @@ Gradients backward_autograd(const at::Tensor& grad, const at::Tensor& input,
                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                             int64_t deformable_groups) {
   check_given(kName, "grad", grad, "input", input, "weight", weight, "offset", offset);
-  const variable_list g =
-      DeformConvBackward::apply(grad, input, weight, offset, mask, with_bias, stride, padding,
-                                dilation, groups, deformable_groups);
+  const auto forward = [&]() -> Variables {
+    const Gradients g = call_backward(grad, input, weight, offset, mask, with_bias, stride, padding,
+                                      dilation, groups, deformable_groups);
+    return {std::get<0>(g), std::get<1>(g), std::get<2>(g), std::get<3>(g), std::get<4>(g)};
+  };
+  const Variables g = differentiable_once(kName, {grad, input, weight, offset, mask}, forward);
   return Gradients(g[0], g[1], g[2], g[3], g[4]);
 }
 
@@ -627,7 +595,6 @@ at::Tensor forward_autocast(const at::Tensor& input, const at::Tensor& weight,
 }
 
 }  // namespace
-}  // namespace fcos_core
 
 FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   m.def("deform_conv(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias,"
@@ -639,24 +606,27 @@ FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
-  m.impl("deform_conv", TORCH_FN(fcos_core::forward_cpu));
-  m.impl("_deform_conv_backward", TORCH_FN(fcos_core::backward_cpu));
+  m.impl("deform_conv", TORCH_FN(forward_cpu));
+  m.impl("_deform_conv_backward", TORCH_FN(backward_cpu));
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
 #ifdef WITH_CUDA
-  m.impl("deform_conv", TORCH_FN(fcos_core::forward_cuda));
-  m.impl("_deform_conv_backward", TORCH_FN(fcos_core::backward_cuda));
+  m.impl("deform_conv", TORCH_FN(forward_cuda));
+  m.impl("_deform_conv_backward", TORCH_FN(backward_cuda));
 #else
-  m.impl("deform_conv", torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+  m.impl("deform_conv", torch::CppFunction::makeFromBoxedFunction<&without_cuda>());
   m.impl("_deform_conv_backward",
-         torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+         torch::CppFunction::makeFromBoxedFunction<&without_cuda>());
 #endif
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, Autograd, m) {
-  m.impl("deform_conv", TORCH_FN(fcos_core::forward_autograd));
-  m.impl("_deform_conv_backward", TORCH_FN(fcos_core::backward_autograd));
+  m.impl("deform_conv", TORCH_FN(forward_autograd));
+  m.impl("_deform_conv_backward", TORCH_FN(backward_autograd));
 }
 
-FCOS_REGISTER_AUTOCAST(fcos_core, "deform_conv", fcos_core::forward_autocast)
+FCOS_REGISTER_AUTOCAST(fcos_core, "deform_conv", forward_autocast)
+
+}  // namespace deform_conv
+}  // namespace fcos_core

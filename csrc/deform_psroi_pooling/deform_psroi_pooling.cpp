@@ -18,11 +18,11 @@
 #include "../check.h"
 
 namespace fcos_core {
+namespace deform_psroi_pooling {
 namespace {
 
 const char* const kName = "deform_psroi_pooling";
 
-using OptionalTensor = c10::optional<at::Tensor>;
 using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 
 struct Options {
@@ -255,68 +255,35 @@ TwoTensors call_backward(const at::Tensor& grad, const at::Tensor& input, const 
                  o.pooled_size, o.part_size, o.sample_per_part, o.trans_std);
 }
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-void save_options(AutogradContext* ctx, const Options& o) {
-  ctx->saved_data["spatial_scale"] = o.spatial_scale;
-  ctx->saved_data["trans_std"] = o.trans_std;
-  ctx->saved_data["output_dim"] = o.output_dim;
-  ctx->saved_data["group_size"] = o.group_size;
-  ctx->saved_data["pooled_size"] = o.pooled_size;
-  ctx->saved_data["part_size"] = o.part_size;
-  ctx->saved_data["sample_per_part"] = o.sample_per_part;
+void save_options(Context& context, const Options& o) {
+  context.data("spatial_scale") = o.spatial_scale;
+  context.data("trans_std") = o.trans_std;
+  context.data("output_dim") = o.output_dim;
+  context.data("group_size") = o.group_size;
+  context.data("pooled_size") = o.pooled_size;
+  context.data("part_size") = o.part_size;
+  context.data("sample_per_part") = o.sample_per_part;
 }
 
-Options saved_options(AutogradContext* ctx) {
-  const auto integer = [ctx](const char* name) { return ctx->saved_data[name].toInt(); };
-  return {ctx->saved_data["spatial_scale"].toDouble(),
+Options saved_options(Context& context) {
+  const auto integer = [&](const char* name) { return context.data(name).toInt(); };
+  return {context.data("spatial_scale").toDouble(),
           integer("output_dim"),
           integer("group_size"),
           integer("pooled_size"),
           integer("part_size"),
           integer("sample_per_part"),
-          ctx->saved_data["trans_std"].toDouble()};
+          context.data("trans_std").toDouble()};
 }
 
-struct DeformPsroiPooling : public torch::autograd::Function<DeformPsroiPooling> {
-  static variable_list forward(AutogradContext* ctx, const Variable& input, const Variable& rois,
-                               const OptionalTensor& trans, const Options& options) {
-    ctx->save_for_backward({input, rois, trans.has_value() ? *trans : Variable()});
-    save_options(ctx, options);
-    BelowAutograd guard;
-    const TwoTensors results = call_forward(input, rois, trans, options);
-    ctx->mark_non_differentiable({std::get<1>(results)});
-    return {std::get<0>(results), std::get<1>(results)};
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const OptionalTensor trans = saved[2].defined() ? OptionalTensor(saved[2]) : OptionalTensor();
-    const TwoTensors results =
-        call_backward(grads[0], saved[0], saved[1], trans, saved_options(ctx));
-    return {std::get<0>(results), Variable(),
-            trans.has_value() ? std::get<1>(results) : Variable(), Variable()};
-  }
-};
-
-// Exists to refuse a second derivative aloud; without it the result would silently lack a graph.
-struct DeformPsroiPoolingBackward
-    : public torch::autograd::Function<DeformPsroiPoolingBackward> {
-  static variable_list forward(AutogradContext*, const Variable& grad, const Variable& input,
-                               const Variable& rois, const OptionalTensor& trans,
-                               const Options& options) {
-    BelowAutograd guard;
-    const TwoTensors results = call_backward(grad, input, rois, trans, options);
-    return {std::get<0>(results), std::get<1>(results)};
-  }
-
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
-               "the op is differentiable once, drop create_graph=True");
-  }
-};
+Variables backward_of(Context& context, const Variables& grads) {
+  const Variables saved = context.get_saved_variables();
+  const OptionalTensor trans = saved[2].defined() ? OptionalTensor(saved[2]) : OptionalTensor();
+  const TwoTensors results =
+      call_backward(grads[0], saved[0], saved[1], trans, saved_options(context));
+  return {std::get<0>(results), at::Tensor(),
+          trans.has_value() ? std::get<1>(results) : at::Tensor()};
+}
 
 TwoTensors forward_autograd(const at::Tensor& input, const at::Tensor& rois,
                             const OptionalTensor& trans, double spatial_scale, int64_t output_dim,
@@ -325,7 +292,15 @@ TwoTensors forward_autograd(const at::Tensor& input, const at::Tensor& rois,
   const Options o{spatial_scale, output_dim,      group_size, pooled_size,
                   part_size,     sample_per_part, trans_std};
   check_given(kName, "input", input, "rois", rois);
-  const variable_list results = DeformPsroiPooling::apply(input, rois, trans, o);
+  const auto forward = [&](Context& context) -> Variables {
+    context.save_for_backward({input, rois, trans.has_value() ? *trans : at::Tensor()});
+    save_options(context, o);
+    const TwoTensors results = call_forward(input, rois, trans, o);
+    context.mark_non_differentiable({std::get<1>(results)});
+    return {std::get<0>(results), std::get<1>(results)};
+  };
+  const Variables results =
+      differentiable<DeformPsroiPooling>({input, rois, trans}, forward, backward_of);
   return TwoTensors(results[0], results[1]);
 }
 
@@ -337,12 +312,15 @@ TwoTensors backward_autograd(const at::Tensor& grad, const at::Tensor& input,
   const Options o{spatial_scale, output_dim,      group_size, pooled_size,
                   part_size,     sample_per_part, trans_std};
   check_given(kName, "grad", grad, "input", input, "rois", rois);
-  const variable_list results = DeformPsroiPoolingBackward::apply(grad, input, rois, trans, o);
+  const auto forward = [&]() -> Variables {
+    const TwoTensors results = call_backward(grad, input, rois, trans, o);
+    return {std::get<0>(results), std::get<1>(results)};
+  };
+  const Variables results = differentiable_once(kName, {grad, input, rois, trans}, forward);
   return TwoTensors(results[0], results[1]);
 }
 
 }  // namespace
-}  // namespace fcos_core
 
 FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   m.def("deform_psroi_pooling(Tensor input, Tensor rois, Tensor? trans, float spatial_scale,"
@@ -354,25 +332,28 @@ FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
-  m.impl("deform_psroi_pooling", TORCH_FN(fcos_core::forward<fcos_core::run_cpu>));
+  m.impl("deform_psroi_pooling", TORCH_FN(forward<run_cpu>));
   m.impl("_deform_psroi_pooling_backward",
-         TORCH_FN(fcos_core::backward<fcos_core::run_backward_cpu>));
+         TORCH_FN(backward<run_backward_cpu>));
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
 #ifdef WITH_CUDA
-  m.impl("deform_psroi_pooling", TORCH_FN(fcos_core::forward<fcos_core::run_cuda>));
+  m.impl("deform_psroi_pooling", TORCH_FN(forward<run_cuda>));
   m.impl("_deform_psroi_pooling_backward",
-         TORCH_FN(fcos_core::backward<fcos_core::run_backward_cuda>));
+         TORCH_FN(backward<run_backward_cuda>));
 #else
   m.impl("deform_psroi_pooling",
-         torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+         torch::CppFunction::makeFromBoxedFunction<&without_cuda>());
   m.impl("_deform_psroi_pooling_backward",
-         torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+         torch::CppFunction::makeFromBoxedFunction<&without_cuda>());
 #endif
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, Autograd, m) {
-  m.impl("deform_psroi_pooling", TORCH_FN(fcos_core::forward_autograd));
-  m.impl("_deform_psroi_pooling_backward", TORCH_FN(fcos_core::backward_autograd));
+  m.impl("deform_psroi_pooling", TORCH_FN(forward_autograd));
+  m.impl("_deform_psroi_pooling_backward", TORCH_FN(backward_autograd));
 }
+
+}  // namespace deform_psroi_pooling
+}  // namespace fcos_core

@@ -16,6 +16,7 @@
 #include "../check.h"
 
 namespace fcos_core {
+namespace group_norm_relu {
 namespace {
 
 const char* const kName = "group_norm_relu";
@@ -218,52 +219,28 @@ Three call_backward(const at::Tensor& grad, const at::Tensor& input, const at::T
   return op.call(grad, input, weight, bias, mean, rstd, num_groups);
 }
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-struct GroupNormRelu : public torch::autograd::Function<GroupNormRelu> {
-  static variable_list forward(AutogradContext* ctx, const Variable& input, const Variable& weight,
-                               const Variable& bias, int64_t num_groups, double eps) {
-    ctx->saved_data["num_groups"] = num_groups;
-    BelowAutograd guard;
-    at::Tensor output, mean, rstd;
-    std::tie(output, mean, rstd) = call_forward(input, weight, bias, num_groups, eps);
-    ctx->save_for_backward({input, weight, bias, mean, rstd});
-    ctx->mark_non_differentiable({mean, rstd});
-    ctx->set_materialize_grads(false);  // moments have none, which need not be written as zeros
-    return {output, mean, rstd};
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {Variable(), Variable(), Variable(), Variable(), Variable()};
-    const auto saved = ctx->get_saved_variables();
-    const Three g = call_backward(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
-                                  ctx->saved_data["num_groups"].toInt());
-    return {std::get<0>(g), std::get<1>(g), std::get<2>(g), Variable(), Variable()};
-  }
-};
-
-// Exists to refuse a second derivative aloud; without it the result would silently lack a graph.
-struct GroupNormReluBackward : public torch::autograd::Function<GroupNormReluBackward> {
-  static variable_list forward(AutogradContext*, const Variable& grad, const Variable& input,
-                               const Variable& weight, const Variable& bias, const Variable& mean,
-                               const Variable& rstd, int64_t num_groups) {
-    BelowAutograd guard;
-    const Three g = call_backward(grad, input, weight, bias, mean, rstd, num_groups);
-    return {std::get<0>(g), std::get<1>(g), std::get<2>(g)};
-  }
-
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
-               "the op is differentiable once, drop create_graph=True");
-  }
-};
+Variables backward_of(Context& context, const Variables& grads) {
+  if (!grads[0].defined()) return {at::Tensor(), at::Tensor(), at::Tensor()};
+  const Variables saved = context.get_saved_variables();
+  const Three g = call_backward(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
+                                context.data("num_groups").toInt());
+  return {std::get<0>(g), std::get<1>(g), std::get<2>(g)};
+}
 
 Three forward_autograd(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
                        int64_t num_groups, double eps) {
   check_given(kName, "input", input, "weight", weight, "bias", bias);
-  const variable_list results = GroupNormRelu::apply(input, weight, bias, num_groups, eps);
+  const auto forward = [&](Context& context) -> Variables {
+    context.data("num_groups") = num_groups;
+    at::Tensor output, mean, rstd;
+    std::tie(output, mean, rstd) = call_forward(input, weight, bias, num_groups, eps);
+    context.save_for_backward({input, weight, bias, mean, rstd});
+    context.mark_non_differentiable({mean, rstd});
+    context.set_materialize_grads(false);  // moments have none, which need not be written as zeros
+    return {output, mean, rstd};
+  };
+  const Variables results =
+      differentiable<GroupNormRelu>({input, weight, bias}, forward, backward_of);
   return Three(results[0], results[1], results[2]);
 }
 
@@ -272,13 +249,16 @@ Three backward_autograd(const at::Tensor& grad, const at::Tensor& input, const a
                         int64_t num_groups) {
   check_given(kName, "grad", grad, "input", input, "weight", weight, "bias", bias);
   check_given(kName, "mean", mean, "rstd", rstd);
-  const variable_list g =
-      GroupNormReluBackward::apply(grad, input, weight, bias, mean, rstd, num_groups);
+  const auto forward = [&]() -> Variables {
+    const Three g = call_backward(grad, input, weight, bias, mean, rstd, num_groups);
+    return {std::get<0>(g), std::get<1>(g), std::get<2>(g)};
+  };
+  const Variables g =
+      differentiable_once(kName, {grad, input, weight, bias, mean, rstd}, forward);
   return Three(g[0], g[1], g[2]);
 }
 
 }  // namespace
-}  // namespace fcos_core
 
 FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   m.def("group_norm_relu(Tensor input, Tensor weight, Tensor bias, int num_groups, float eps)"
@@ -288,21 +268,24 @@ FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
-  m.impl("group_norm_relu", TORCH_FN(fcos_core::forward_composite));
-  m.impl("_group_norm_relu_backward", TORCH_FN(fcos_core::backward_composite));
+  m.impl("group_norm_relu", TORCH_FN(forward_composite));
+  m.impl("_group_norm_relu_backward", TORCH_FN(backward_composite));
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
 #ifdef WITH_CUDA
-  m.impl("group_norm_relu", TORCH_FN(fcos_core::forward_cuda));
-  m.impl("_group_norm_relu_backward", TORCH_FN(fcos_core::backward_cuda));
+  m.impl("group_norm_relu", TORCH_FN(forward_cuda));
+  m.impl("_group_norm_relu_backward", TORCH_FN(backward_cuda));
 #else
-  m.impl("group_norm_relu", TORCH_FN(fcos_core::forward_composite));
-  m.impl("_group_norm_relu_backward", TORCH_FN(fcos_core::backward_composite));
+  m.impl("group_norm_relu", TORCH_FN(forward_composite));
+  m.impl("_group_norm_relu_backward", TORCH_FN(backward_composite));
 #endif
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, Autograd, m) {
-  m.impl("group_norm_relu", TORCH_FN(fcos_core::forward_autograd));
-  m.impl("_group_norm_relu_backward", TORCH_FN(fcos_core::backward_autograd));
+  m.impl("group_norm_relu", TORCH_FN(forward_autograd));
+  m.impl("_group_norm_relu_backward", TORCH_FN(backward_autograd));
 }
+
+}  // namespace group_norm_relu
+}  // namespace fcos_core

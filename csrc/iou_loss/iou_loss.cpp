@@ -15,13 +15,13 @@
 #include "../check.h"
 
 namespace fcos_core {
+namespace iou_loss {
 namespace {
 
 const char* const kName = "iou_loss";
 constexpr int64_t kNone = 0;
 constexpr int64_t kSum = 2;
 
-using OptionalTensor = c10::optional<at::Tensor>;
 
 at::ScalarType compute_dtype(const at::Tensor& pred) {
   return pred.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -275,43 +275,13 @@ at::Tensor call_backward(const at::Tensor& grad, const at::Tensor& pred, const a
   return op.call(grad, pred, target, weight, kind, reduction);
 }
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-struct IouLoss : public torch::autograd::Function<IouLoss> {
-  static Variable forward(AutogradContext* ctx, const Variable& pred, const Variable& target,
-                          const OptionalTensor& weight, int64_t kind, int64_t reduction) {
-    ctx->save_for_backward({pred, target, given(weight)});
-    ctx->saved_data["kind"] = kind;
-    ctx->saved_data["reduction"] = reduction;
-    BelowAutograd guard;
-    return call_forward(pred, target, weight, kind, reduction);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const OptionalTensor weight = saved[2].defined() ? OptionalTensor(saved[2]) : OptionalTensor();
-    return {call_backward(grads[0], saved[0], saved[1], weight, ctx->saved_data["kind"].toInt(),
-                          ctx->saved_data["reduction"].toInt()),
-            Variable(), Variable(), Variable(), Variable()};
-  }
-};
-
-// Exists to refuse a second derivative aloud; without it the result would silently lack a graph.
-struct IouLossBackward : public torch::autograd::Function<IouLossBackward> {
-  static Variable forward(AutogradContext*, const Variable& grad, const Variable& pred,
-                          const Variable& target, const OptionalTensor& weight, int64_t kind,
-                          int64_t reduction) {
-    BelowAutograd guard;
-    return call_backward(grad, pred, target, weight, kind, reduction);
-  }
-
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
-               "the op is differentiable once, drop create_graph=True");
-  }
-};
+Variables backward_of(Context& context, const Variables& grads) {
+  const Variables saved = context.get_saved_variables();
+  const OptionalTensor weight = saved[2].defined() ? OptionalTensor(saved[2]) : OptionalTensor();
+  return {call_backward(grads[0], saved[0], saved[1], weight, context.data("kind").toInt(),
+                        context.data("reduction").toInt()),
+          at::Tensor(), at::Tensor()};
+}
 
 void check_constant(const char* argument, const at::Tensor& t) {
   FCOS_CHECK(!t.defined() || !t.requires_grad() || !at::GradMode::is_enabled(), kName, argument,
@@ -323,18 +293,25 @@ at::Tensor forward_autograd(const at::Tensor& pred, const at::Tensor& target,
   check_given(kName, "pred", pred, "target", target);
   check_constant("target", target);
   check_constant("weight", given(weight));
-  return IouLoss::apply(pred, target, weight, kind, reduction);
+  const auto forward = [&](Context& context) -> Variables {
+    context.save_for_backward({pred, target, given(weight)});
+    context.data("kind") = kind;
+    context.data("reduction") = reduction;
+    return {call_forward(pred, target, weight, kind, reduction)};
+  };
+  return differentiable<IouLoss>({pred, target, weight}, forward, backward_of)[0];
 }
 
 at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& pred,
                              const at::Tensor& target, const OptionalTensor& weight, int64_t kind,
                              int64_t reduction) {
   check_given(kName, "grad", grad, "pred", pred, "target", target);
-  return IouLossBackward::apply(grad, pred, target, weight, kind, reduction);
+  return differentiable_once(kName, {grad, pred, target, weight}, [&]() -> Variables {
+    return {call_backward(grad, pred, target, weight, kind, reduction)};
+  })[0];
 }
 
 }  // namespace
-}  // namespace fcos_core
 
 FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   m.def("iou_loss(Tensor pred, Tensor target, Tensor? weight, int kind, int reduction) -> Tensor");
@@ -343,30 +320,33 @@ FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   // The composites by name, for tests without a GPU.
   m.def("_iou_loss_composite(Tensor pred, Tensor target, Tensor? weight, int kind, int reduction)"
         " -> Tensor",
-        TORCH_FN(fcos_core::forward_composite));
+        TORCH_FN(forward_composite));
   m.def("_iou_loss_backward_composite(Tensor grad, Tensor pred, Tensor target, Tensor? weight,"
         " int kind, int reduction) -> Tensor",
-        TORCH_FN(fcos_core::backward_composite));
+        TORCH_FN(backward_composite));
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
-  m.impl("iou_loss", TORCH_FN(fcos_core::forward_cpu));
-  m.impl("_iou_loss_backward", TORCH_FN(fcos_core::backward_cpu));
+  m.impl("iou_loss", TORCH_FN(forward_cpu));
+  m.impl("_iou_loss_backward", TORCH_FN(backward_cpu));
 }
 
 #ifdef WITH_CUDA
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
-  m.impl("iou_loss", TORCH_FN(fcos_core::forward_cuda));
-  m.impl("_iou_loss_backward", TORCH_FN(fcos_core::backward_cuda));
+  m.impl("iou_loss", TORCH_FN(forward_cuda));
+  m.impl("_iou_loss_backward", TORCH_FN(backward_cuda));
 }
 #else
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
-  m.impl("iou_loss", TORCH_FN(fcos_core::forward_composite));
-  m.impl("_iou_loss_backward", TORCH_FN(fcos_core::backward_composite));
+  m.impl("iou_loss", TORCH_FN(forward_composite));
+  m.impl("_iou_loss_backward", TORCH_FN(backward_composite));
 }
 #endif
 
 TORCH_LIBRARY_IMPL(fcos_core, Autograd, m) {
-  m.impl("iou_loss", TORCH_FN(fcos_core::forward_autograd));
-  m.impl("_iou_loss_backward", TORCH_FN(fcos_core::backward_autograd));
+  m.impl("iou_loss", TORCH_FN(forward_autograd));
+  m.impl("_iou_loss_backward", TORCH_FN(backward_autograd));
 }
+
+}  // namespace iou_loss
+}  // namespace fcos_core

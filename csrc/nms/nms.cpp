@@ -14,6 +14,7 @@
 #include "../check.h"
 
 namespace fcos_core {
+namespace nms {
 namespace {
 
 // boxes [N, K, 4], scores [N, K], labels int64 [N, K] or undefined -> bool [N, K].
@@ -205,7 +206,6 @@ at::Tensor batched_nms(const at::Tensor& boxes, const at::Tensor& scores, const 
 }
 
 }  // namespace
-}  // namespace fcos_core
 
 FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
@@ -214,25 +214,28 @@ FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   // The composite by name, for tests without a GPU.
   m.def("_batched_nms_composite(Tensor boxes, Tensor scores, Tensor labels, float iou_threshold)"
         " -> Tensor",
-        TORCH_FN(fcos_core::batched_nms<fcos_core::keep_mask_composite>));
+        TORCH_FN(batched_nms<keep_mask_composite>));
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
-  m.impl("nms", TORCH_FN(fcos_core::nms<fcos_core::keep_mask_cpu>));
-  m.impl("ml_nms", TORCH_FN(fcos_core::ml_nms<fcos_core::keep_mask_cpu>));
-  m.impl("batched_nms", TORCH_FN(fcos_core::batched_nms<fcos_core::keep_mask_cpu>));
+  m.impl("nms", TORCH_FN(nms<keep_mask_cpu>));
+  m.impl("ml_nms", TORCH_FN(ml_nms<keep_mask_cpu>));
+  m.impl("batched_nms", TORCH_FN(batched_nms<keep_mask_cpu>));
 }
 
 #ifdef WITH_CUDA
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
-  m.impl("nms", TORCH_FN(fcos_core::nms<fcos_core::keep_mask_cuda>));
-  m.impl("ml_nms", TORCH_FN(fcos_core::ml_nms<fcos_core::keep_mask_cuda>));
-  m.impl("batched_nms", TORCH_FN(fcos_core::batched_nms<fcos_core::keep_mask_cuda>));
+  m.impl("nms", TORCH_FN(nms<keep_mask_cuda>));
+  m.impl("ml_nms", TORCH_FN(ml_nms<keep_mask_cuda>));
+  m.impl("batched_nms", TORCH_FN(batched_nms<keep_mask_cuda>));
 }
 #else
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
-  m.impl("nms", TORCH_FN(fcos_core::nms<fcos_core::keep_mask_composite>));
-  m.impl("ml_nms", TORCH_FN(fcos_core::ml_nms<fcos_core::keep_mask_composite>));
-  m.impl("batched_nms", TORCH_FN(fcos_core::batched_nms<fcos_core::keep_mask_composite>));
+  m.impl("nms", TORCH_FN(nms<keep_mask_composite>));
+  m.impl("ml_nms", TORCH_FN(ml_nms<keep_mask_composite>));
+  m.impl("batched_nms", TORCH_FN(batched_nms<keep_mask_composite>));
 }
 #endif
+
+}  // namespace nms
+}  // namespace fcos_core

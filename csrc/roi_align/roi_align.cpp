@@ -13,6 +13,7 @@
 #include "../rois.h"
 
 namespace fcos_core {
+namespace roi_align {
 namespace {
 
 const char* const kName = "roi_align";
@@ -216,77 +217,44 @@ at::Tensor call_backward(const at::Tensor& grad, const at::Tensor& rois, double 
                  height, width, sampling_ratio, aligned);
 }
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-struct RoiAlign : public torch::autograd::Function<RoiAlign> {
-  static Variable forward(AutogradContext* ctx, const Variable& input, const Variable& rois,
-                          double spatial_scale, int64_t pooled_height, int64_t pooled_width,
-                          int64_t sampling_ratio, bool aligned) {
-    check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
-    ctx->save_for_backward({rois});
-    ctx->saved_data["batch_size"] = sym_size(input, 0);
-    ctx->saved_data["channels"] = sym_size(input, 1);
-    ctx->saved_data["height"] = sym_size(input, 2);
-    ctx->saved_data["width"] = sym_size(input, 3);
-    ctx->saved_data["channels_last"] =
-        input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
-    ctx->saved_data["spatial_scale"] = spatial_scale;
-    ctx->saved_data["pooled_height"] = pooled_height;
-    ctx->saved_data["pooled_width"] = pooled_width;
-    ctx->saved_data["sampling_ratio"] = sampling_ratio;
-    ctx->saved_data["aligned"] = aligned;
-    BelowAutograd guard;
-    return call_forward(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio,
-                        aligned);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    // Heads flatten the output, and its gradient then comes back contiguous; the gradient of the
-    // input has the layout of the input all the same.
-    const auto layout = ctx->saved_data["channels_last"].toBool() ? at::MemoryFormat::ChannelsLast
-                                                                  : at::MemoryFormat::Contiguous;
-    const at::Tensor grad = in_layout(grads[0], layout);
-    const at::Tensor grad_input = call_backward(
-        grad, ctx->get_saved_variables()[0], ctx->saved_data["spatial_scale"].toDouble(),
-        ctx->saved_data["pooled_height"].toInt(), ctx->saved_data["pooled_width"].toInt(),
-        to_symint(ctx->saved_data["batch_size"]), to_symint(ctx->saved_data["channels"]),
-        to_symint(ctx->saved_data["height"]), to_symint(ctx->saved_data["width"]),
-        ctx->saved_data["sampling_ratio"].toInt(), ctx->saved_data["aligned"].toBool());
-    return {grad_input, Variable(), Variable(), Variable(), Variable(), Variable(), Variable()};
-  }
-
- private:
-  static at::Tensor in_layout(const at::Tensor& t, at::MemoryFormat layout) {
-    // clone and not contiguous(), which leaves maps of one pixel as they are
-    return t.suggest_memory_format() == layout ? t : t.clone(layout);
-  }
-};
-
-// Exists to refuse a second derivative aloud; without it the result would silently lack a graph.
-struct RoiAlignBackward : public torch::autograd::Function<RoiAlignBackward> {
-  static Variable forward(AutogradContext*, const Variable& grad, const Variable& rois,
-                          double spatial_scale, int64_t pooled_height, int64_t pooled_width,
-                          SymInt batch_size, SymInt channels, SymInt height, SymInt width,
-                          int64_t sampling_ratio, bool aligned) {
-    BelowAutograd guard;
-    return call_backward(grad, rois, spatial_scale, pooled_height, pooled_width, batch_size,
-                         channels, height, width, sampling_ratio, aligned);
-  }
-
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
-               "the op is differentiable once, drop create_graph=True");
-  }
-};
+Variables backward_of(Context& context, const Variables& grads) {
+  // Heads flatten the output, and its gradient then comes back contiguous; the gradient of the input has the layout of
+  // the input all the same. clone() and not contiguous(), which leaves maps of one pixel as they are.
+  const auto layout = context.data("channels_last").toBool() ? at::MemoryFormat::ChannelsLast
+                                                             : at::MemoryFormat::Contiguous;
+  const at::Tensor grad =
+      grads[0].suggest_memory_format() == layout ? grads[0] : grads[0].clone(layout);
+  return {call_backward(
+              grad, context.get_saved_variables()[0], context.data("spatial_scale").toDouble(),
+              context.data("pooled_height").toInt(), context.data("pooled_width").toInt(),
+              to_symint(context.data("batch_size")), to_symint(context.data("channels")),
+              to_symint(context.data("height")), to_symint(context.data("width")),
+              context.data("sampling_ratio").toInt(), context.data("aligned").toBool()),
+          at::Tensor()};
+}
 
 at::Tensor forward_autograd(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                             int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
                             bool aligned) {
   check_given(kName, "input", input, "rois", rois);
-  return RoiAlign::apply(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio,
-                         aligned);
+  check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
+  const auto forward = [&](Context& context) -> Variables {
+    context.save_for_backward({rois});
+    context.data("batch_size") = sym_size(input, 0);
+    context.data("channels") = sym_size(input, 1);
+    context.data("height") = sym_size(input, 2);
+    context.data("width") = sym_size(input, 3);
+    context.data("channels_last") =
+        input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+    context.data("spatial_scale") = spatial_scale;
+    context.data("pooled_height") = pooled_height;
+    context.data("pooled_width") = pooled_width;
+    context.data("sampling_ratio") = sampling_ratio;
+    context.data("aligned") = aligned;
+    return {call_forward(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio,
+                         aligned)};
+  };
+  return differentiable<RoiAlign>({input, rois}, forward, backward_of)[0];
 }
 
 at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& rois, double spatial_scale,
@@ -294,12 +262,13 @@ at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& rois, dou
                              SymInt channels, SymInt height, SymInt width, int64_t sampling_ratio,
                              bool aligned) {
   check_given(kName, "grad", grad, "rois", rois);
-  return RoiAlignBackward::apply(grad, rois, spatial_scale, pooled_height, pooled_width, batch_size,
-                                 channels, height, width, sampling_ratio, aligned);
+  return differentiable_once(kName, {grad, rois}, [&]() -> Variables {
+    return {call_backward(grad, rois, spatial_scale, pooled_height, pooled_width, batch_size,
+                          channels, height, width, sampling_ratio, aligned)};
+  })[0];
 }
 
 }  // namespace
-}  // namespace fcos_core
 
 FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   m.def("roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height,"
@@ -310,22 +279,25 @@ FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
-  m.impl("roi_align", TORCH_FN(fcos_core::forward_cpu));
-  m.impl("_roi_align_backward", TORCH_FN(fcos_core::backward_cpu));
+  m.impl("roi_align", TORCH_FN(forward_cpu));
+  m.impl("_roi_align_backward", TORCH_FN(backward_cpu));
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
 #ifdef WITH_CUDA
-  m.impl("roi_align", TORCH_FN(fcos_core::forward_cuda));
-  m.impl("_roi_align_backward", TORCH_FN(fcos_core::backward_cuda));
+  m.impl("roi_align", TORCH_FN(forward_cuda));
+  m.impl("_roi_align_backward", TORCH_FN(backward_cuda));
 #else
-  m.impl("roi_align", torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+  m.impl("roi_align", torch::CppFunction::makeFromBoxedFunction<&without_cuda>());
   m.impl("_roi_align_backward",
-         torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+         torch::CppFunction::makeFromBoxedFunction<&without_cuda>());
 #endif
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, Autograd, m) {
-  m.impl("roi_align", TORCH_FN(fcos_core::forward_autograd));
-  m.impl("_roi_align_backward", TORCH_FN(fcos_core::backward_autograd));
+  m.impl("roi_align", TORCH_FN(forward_autograd));
+  m.impl("_roi_align_backward", TORCH_FN(backward_autograd));
 }
+
+}  // namespace roi_align
+}  // namespace fcos_core

@@ -14,6 +14,7 @@
 #include "../rois.h"
 
 namespace fcos_core {
+namespace roi_pool {
 namespace {
 
 const char* const kName = "roi_pool";
@@ -243,66 +244,39 @@ at::Tensor call_backward(const at::Tensor& grad, const at::Tensor& rois, const a
   return op.call(grad, rois, argmax, batch_size, channels, height, width);
 }
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-struct RoiPool : public torch::autograd::Function<RoiPool> {
-  static variable_list forward(AutogradContext* ctx, const Variable& input, const Variable& rois,
-                               double spatial_scale, int64_t pooled_height, int64_t pooled_width) {
-    check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
-    ctx->saved_data["batch_size"] = sym_size(input, 0);
-    ctx->saved_data["channels"] = sym_size(input, 1);
-    ctx->saved_data["height"] = sym_size(input, 2);
-    ctx->saved_data["width"] = sym_size(input, 3);
-    ctx->saved_data["channels_last"] =
-        input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
-    BelowAutograd guard;
-    const Pooled pooled = call_forward(input, rois, spatial_scale, pooled_height, pooled_width);
-    ctx->save_for_backward({rois, std::get<1>(pooled)});
-    ctx->mark_non_differentiable({std::get<1>(pooled)});
-    ctx->set_materialize_grads(false);  // argmax has none, which need not be written as zeros
-    return {std::get<0>(pooled), std::get<1>(pooled)};
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {Variable(), Variable(), Variable(), Variable(), Variable()};
-    // Heads flatten the output, and its gradient then comes back contiguous; the gradient of the
-    // input has the layout of the input all the same. clone() and not contiguous(), which leaves
-    // maps of one pixel as they are.
-    const auto layout = ctx->saved_data["channels_last"].toBool() ? at::MemoryFormat::ChannelsLast
-                                                                  : at::MemoryFormat::Contiguous;
-    const at::Tensor grad =
-        grads[0].suggest_memory_format() == layout ? grads[0] : grads[0].clone(layout);
-    const auto saved = ctx->get_saved_variables();
-    return {call_backward(grad, saved[0], saved[1], to_symint(ctx->saved_data["batch_size"]),
-                          to_symint(ctx->saved_data["channels"]),
-                          to_symint(ctx->saved_data["height"]),
-                          to_symint(ctx->saved_data["width"])),
-            Variable(), Variable(), Variable(), Variable()};
-  }
-};
-
-// Exists to refuse a second derivative aloud; without it the result would silently lack a graph.
-struct RoiPoolBackward : public torch::autograd::Function<RoiPoolBackward> {
-  static Variable forward(AutogradContext*, const Variable& grad, const Variable& rois,
-                          const Variable& argmax, SymInt batch_size, SymInt channels,
-                          SymInt height, SymInt width) {
-    BelowAutograd guard;
-    return call_backward(grad, rois, argmax, batch_size, channels, height, width);
-  }
-
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
-               "the op is differentiable once, drop create_graph=True");
-  }
-};
+Variables backward_of(Context& context, const Variables& grads) {
+  if (!grads[0].defined()) return {at::Tensor(), at::Tensor()};
+  // Heads flatten the output, and its gradient then comes back contiguous; the gradient of the input has the layout of
+  // the input all the same. clone() and not contiguous(), which leaves maps of one pixel as they are.
+  const auto layout = context.data("channels_last").toBool() ? at::MemoryFormat::ChannelsLast
+                                                             : at::MemoryFormat::Contiguous;
+  const at::Tensor grad =
+      grads[0].suggest_memory_format() == layout ? grads[0] : grads[0].clone(layout);
+  const Variables saved = context.get_saved_variables();
+  return {call_backward(grad, saved[0], saved[1], to_symint(context.data("batch_size")),
+                        to_symint(context.data("channels")), to_symint(context.data("height")),
+                        to_symint(context.data("width"))),
+          at::Tensor()};
+}
 
 Pooled forward_autograd(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                         int64_t pooled_height, int64_t pooled_width) {
   check_given(kName, "input", input, "rois", rois);
-  const variable_list pooled =
-      RoiPool::apply(input, rois, spatial_scale, pooled_height, pooled_width);
+  check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
+  const auto forward = [&](Context& context) -> Variables {
+    context.data("batch_size") = sym_size(input, 0);
+    context.data("channels") = sym_size(input, 1);
+    context.data("height") = sym_size(input, 2);
+    context.data("width") = sym_size(input, 3);
+    context.data("channels_last") =
+        input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+    const Pooled pooled = call_forward(input, rois, spatial_scale, pooled_height, pooled_width);
+    context.save_for_backward({rois, std::get<1>(pooled)});
+    context.mark_non_differentiable({std::get<1>(pooled)});
+    context.set_materialize_grads(false);  // argmax has none, which need not be written as zeros
+    return {std::get<0>(pooled), std::get<1>(pooled)};
+  };
+  const Variables pooled = differentiable<RoiPool>({input, rois}, forward, backward_of);
   return Pooled(pooled[0], pooled[1]);
 }
 
@@ -310,11 +284,12 @@ at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& rois,
                              const at::Tensor& argmax, SymInt batch_size, SymInt channels,
                              SymInt height, SymInt width) {
   check_given(kName, "grad", grad, "rois", rois, "argmax", argmax);
-  return RoiPoolBackward::apply(grad, rois, argmax, batch_size, channels, height, width);
+  return differentiable_once(kName, {grad, rois, argmax}, [&]() -> Variables {
+    return {call_backward(grad, rois, argmax, batch_size, channels, height, width)};
+  })[0];
 }
 
 }  // namespace
-}  // namespace fcos_core
 
 FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   m.def("roi_pool(Tensor input, Tensor rois, float spatial_scale, int pooled_height,"
@@ -325,22 +300,25 @@ FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
-  m.impl("roi_pool", TORCH_FN(fcos_core::forward_cpu));
-  m.impl("_roi_pool_backward", TORCH_FN(fcos_core::backward_cpu));
+  m.impl("roi_pool", TORCH_FN(forward_cpu));
+  m.impl("_roi_pool_backward", TORCH_FN(backward_cpu));
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
 #ifdef WITH_CUDA
-  m.impl("roi_pool", TORCH_FN(fcos_core::forward_cuda));
-  m.impl("_roi_pool_backward", TORCH_FN(fcos_core::backward_cuda));
+  m.impl("roi_pool", TORCH_FN(forward_cuda));
+  m.impl("_roi_pool_backward", TORCH_FN(backward_cuda));
 #else
-  m.impl("roi_pool", torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+  m.impl("roi_pool", torch::CppFunction::makeFromBoxedFunction<&without_cuda>());
   m.impl("_roi_pool_backward",
-         torch::CppFunction::makeFromBoxedFunction<&fcos_core::without_cuda>());
+         torch::CppFunction::makeFromBoxedFunction<&without_cuda>());
 #endif
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, Autograd, m) {
-  m.impl("roi_pool", TORCH_FN(fcos_core::forward_autograd));
-  m.impl("_roi_pool_backward", TORCH_FN(fcos_core::backward_autograd));
+  m.impl("roi_pool", TORCH_FN(forward_autograd));
+  m.impl("_roi_pool_backward", TORCH_FN(backward_autograd));
 }
+
+}  // namespace roi_pool
+}  // namespace fcos_core

@@ -17,6 +17,7 @@
 #include "../check.h"
 
 namespace fcos_core {
+namespace sigmoid_focal_loss {
 namespace {
 
 const char* const kName = "sigmoid_focal_loss";
@@ -305,81 +306,56 @@ at::Tensor call_backward(const at::Tensor& grad, const at::Tensor& logits,
   return op.call(grad, logits, targets, gamma, alpha, reduction);
 }
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-struct SigmoidFocalLoss : public torch::autograd::Function<SigmoidFocalLoss> {
-  static Variable forward(AutogradContext* ctx, const Variable& logits, const Variable& targets,
-                          double gamma, double alpha, int64_t reduction, bool with_slopes) {
-    ctx->save_for_backward({logits, targets});
-    ctx->saved_data["gamma"] = gamma;
-    ctx->saved_data["alpha"] = alpha;
-    ctx->saved_data["reduction"] = reduction;
-    BelowAutograd guard;
+Variables backward_of(Context& context, const Variables& grads) {
+  const Variables saved = context.get_saved_variables();
+  const double gamma = context.data("gamma").toDouble();
+  const double alpha = context.data("alpha").toDouble();
 #ifdef WITH_CUDA
-    if (with_slopes) {
-      at::Tensor slopes;
-      const at::Tensor total = forward_with_slopes(logits, targets, gamma, alpha, slopes);
-      ctx->saved_data["slopes"] = slopes;
-      return total;
-    }
+  // Slopes serve one pass, which returns their memory; a further one through a graph that was
+  // retained has its own, and so has one that asks for a graph of its own.
+  if (context.has("slopes") && !at::GradMode::is_enabled() && is_plain(grads[0])) {
+    const at::Tensor grad = context.data("slopes").toTensor();
+    context.forget("slopes");
+    finish_slopes(grad, grads[0], saved[0], saved[1], gamma, alpha);
+    return {grad, at::Tensor()};
+  }
 #endif
-    (void)with_slopes;
-    return call_forward(logits, targets, gamma, alpha, reduction);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-#ifdef WITH_CUDA
-    // Slopes serve one pass, which returns their memory; a further one through a graph that was
-    // retained has its own, and so has one that asks for a graph of its own.
-    const auto slopes = ctx->saved_data.find("slopes");
-    if (slopes != ctx->saved_data.end() && !at::GradMode::is_enabled() && is_plain(grads[0])) {
-      const at::Tensor grad = slopes->second.toTensor();
-      ctx->saved_data.erase(slopes);
-      finish_slopes(grad, grads[0], saved[0], saved[1], ctx->saved_data["gamma"].toDouble(),
-                    ctx->saved_data["alpha"].toDouble());
-      return {grad, Variable(), Variable(), Variable(), Variable(), Variable()};
-    }
-#endif
-    return {call_backward(grads[0], saved[0], saved[1], ctx->saved_data["gamma"].toDouble(),
-                          ctx->saved_data["alpha"].toDouble(),
-                          ctx->saved_data["reduction"].toInt()),
-            Variable(), Variable(), Variable(), Variable(), Variable()};
-  }
-};
-
-// Exists to refuse a second derivative aloud; without it the result would silently lack a graph.
-struct SigmoidFocalLossBackward : public torch::autograd::Function<SigmoidFocalLossBackward> {
-  static Variable forward(AutogradContext*, const Variable& grad, const Variable& logits,
-                          const Variable& targets, double gamma, double alpha, int64_t reduction) {
-    BelowAutograd guard;
-    return call_backward(grad, logits, targets, gamma, alpha, reduction);
-  }
-
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    FCOS_CHECK(false, kName, "one", "backward pass", "a second one through its gradient",
-               "the op is differentiable once, drop create_graph=True");
-  }
-};
+  return {call_backward(grads[0], saved[0], saved[1], gamma, alpha,
+                        context.data("reduction").toInt()),
+          at::Tensor()};
+}
 
 at::Tensor forward_autograd(const at::Tensor& logits, const at::Tensor& targets, double gamma,
                             double alpha, int64_t reduction) {
   check_given(kName, "logits", logits, "targets", targets);
 #ifdef WITH_CUDA
   const bool with_slopes = writes_slopes(logits, targets, reduction);
-#else
-  const bool with_slopes = false;
 #endif
-  return SigmoidFocalLoss::apply(logits, targets, gamma, alpha, reduction, with_slopes);
+  const auto forward = [&](Context& context) -> Variables {
+    context.save_for_backward({logits, targets});
+    context.data("gamma") = gamma;
+    context.data("alpha") = alpha;
+    context.data("reduction") = reduction;
+#ifdef WITH_CUDA
+    if (with_slopes) {
+      at::Tensor slopes;
+      const at::Tensor total = forward_with_slopes(logits, targets, gamma, alpha, slopes);
+      context.data("slopes") = slopes;
+      return {total};
+    }
+#endif
+    return {call_forward(logits, targets, gamma, alpha, reduction)};
+  };
+  return differentiable<SigmoidFocalLoss>({logits, targets}, forward, backward_of)[0];
 }
 
 at::Tensor backward_autograd(const at::Tensor& grad, const at::Tensor& logits,
                              const at::Tensor& targets, double gamma, double alpha,
                              int64_t reduction) {
   check_given(kName, "grad", grad, "logits", logits, "targets", targets);
-  return SigmoidFocalLossBackward::apply(grad, logits, targets, gamma, alpha, reduction);
+  return differentiable_once(kName, {grad, logits, targets}, [&]() -> Variables {
+    return {call_backward(grad, logits, targets, gamma, alpha, reduction)};
+  })[0];
 }
 
 // Autocast gives float32 losses, like torch's own. The sum computes and returns float32 from half
@@ -393,7 +369,6 @@ at::Tensor forward_autocast(const at::Tensor& logits, const at::Tensor& targets,
 }
 
 }  // namespace
-}  // namespace fcos_core
 
 FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   m.def("sigmoid_focal_loss(Tensor logits, Tensor targets, float gamma, float alpha, int reduction)"
@@ -403,32 +378,35 @@ FCOS_LIBRARY_FRAGMENT(fcos_core, m) {
   // The composites by name, for tests without a GPU.
   m.def("_sigmoid_focal_loss_composite(Tensor logits, Tensor targets, float gamma, float alpha,"
         " int reduction) -> Tensor",
-        TORCH_FN(fcos_core::forward_composite));
+        TORCH_FN(forward_composite));
   m.def("_sigmoid_focal_loss_backward_composite(Tensor grad, Tensor logits, Tensor targets,"
         " float gamma, float alpha, int reduction) -> Tensor",
-        TORCH_FN(fcos_core::backward_composite));
+        TORCH_FN(backward_composite));
 }
 
 TORCH_LIBRARY_IMPL(fcos_core, CPU, m) {
-  m.impl("sigmoid_focal_loss", TORCH_FN(fcos_core::forward_cpu));
-  m.impl("_sigmoid_focal_loss_backward", TORCH_FN(fcos_core::backward_cpu));
+  m.impl("sigmoid_focal_loss", TORCH_FN(forward_cpu));
+  m.impl("_sigmoid_focal_loss_backward", TORCH_FN(backward_cpu));
 }
 
 #ifdef WITH_CUDA
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
-  m.impl("sigmoid_focal_loss", TORCH_FN(fcos_core::forward_cuda));
-  m.impl("_sigmoid_focal_loss_backward", TORCH_FN(fcos_core::backward_cuda));
+  m.impl("sigmoid_focal_loss", TORCH_FN(forward_cuda));
+  m.impl("_sigmoid_focal_loss_backward", TORCH_FN(backward_cuda));
 }
 #else
 TORCH_LIBRARY_IMPL(fcos_core, CUDA, m) {
-  m.impl("sigmoid_focal_loss", TORCH_FN(fcos_core::forward_composite));
-  m.impl("_sigmoid_focal_loss_backward", TORCH_FN(fcos_core::backward_composite));
+  m.impl("sigmoid_focal_loss", TORCH_FN(forward_composite));
+  m.impl("_sigmoid_focal_loss_backward", TORCH_FN(backward_composite));
 }
 #endif
 
 TORCH_LIBRARY_IMPL(fcos_core, Autograd, m) {
-  m.impl("sigmoid_focal_loss", TORCH_FN(fcos_core::forward_autograd));
-  m.impl("_sigmoid_focal_loss_backward", TORCH_FN(fcos_core::backward_autograd));
+  m.impl("sigmoid_focal_loss", TORCH_FN(forward_autograd));
+  m.impl("_sigmoid_focal_loss_backward", TORCH_FN(backward_autograd));
 }
 
-FCOS_REGISTER_AUTOCAST(fcos_core, "sigmoid_focal_loss", fcos_core::forward_autocast)
+FCOS_REGISTER_AUTOCAST(fcos_core, "sigmoid_focal_loss", forward_autocast)
+
+}  // namespace sigmoid_focal_loss
+}  // namespace fcos_core

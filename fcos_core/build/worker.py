@@ -10,8 +10,11 @@ import shutil
 import sys
 import time
 
-from fcos_core.build import compiler, cuda, findings, flags, hostcc, jobs, sources, stamp
+from fcos_core.build import compiler, cuda, findings, flags, hostcc, jobs, sources, stamp, units
 from fcos_core.build.errors import BuildError
+
+# below the folder for object files
+_UNITS = "units"
 
 
 class MissingObjects(BuildError):
@@ -70,8 +73,16 @@ def compile_library(csrc, output, temporary):
         ),
         flush=True,
     )
-    extension = {"csrc": csrc, "description": description, "nvcc_flags": nvcc_flags, "library_dirs": library_dirs}
     started = time.time()
+    folder = os.path.join(temporary, _UNITS)
+    groups = units.group(sources.host_sources(csrc), number if with_ninja else 1)
+    extension = {
+        "csrc": csrc,
+        "host_sources": units.write(groups, csrc, folder),
+        "description": description,
+        "nvcc_flags": nvcc_flags,
+        "library_dirs": library_dirs,
+    }
     try:
         library = _run_build_ext(extension, temporary, with_ninja)
     except MissingObjects as error:
@@ -89,11 +100,12 @@ def compile_library(csrc, output, temporary):
     return target
 
 
-def make_extension(csrc, description, nvcc_flags, library_dirs=()):
+def make_extension(csrc, host_sources, description, nvcc_flags, library_dirs=()):
     """Describe the library to setuptools.
 
     Args:
         csrc (str): the source folder; the current folder is its parent.
+        host_sources (list[str]): what the host compiler reads, as from `units.write`.
         description (str): what the compiler says about itself.
         nvcc_flags (list[str]): flags for the CUDA sources, empty for a library without CUDA kernels.
         library_dirs (list[str]): where the linker looks besides.
@@ -109,7 +121,8 @@ def make_extension(csrc, description, nvcc_flags, library_dirs=()):
     extension = CUDAExtension if nvcc_flags else CppExtension
     return extension(
         "fcos_core._ext",
-        sources.host_sources(csrc) + (sources.cuda_sources(csrc) if nvcc_flags else []),
+        # nvcc takes longest, so it starts first
+        (sources.cuda_sources(csrc) if nvcc_flags else []) + host_sources,
         include_dirs=[csrc],
         library_dirs=list(library_dirs),
         define_macros=[("WITH_CUDA", None)] if nvcc_flags else [],
@@ -123,7 +136,7 @@ def _run_build_ext(extension, temporary, with_ninja):
     from setuptools import Distribution
 
     distribution = Distribution({"name": "fcos_core", "ext_modules": [make_extension(**extension)]})
-    command = checked_build_ext()(distribution, use_ninja=with_ninja)
+    command = checked_build_ext(os.path.join(temporary, _UNITS))(distribution, use_ninja=with_ninja)
     command.build_temp = temporary
     command.build_lib = os.path.join(temporary, "lib")
     # without ninja, setuptools would keep a library that is newer than the sources though torch has changed
@@ -133,23 +146,28 @@ def _run_build_ext(extension, temporary, with_ninja):
     return os.path.abspath(command.get_ext_fullpath("fcos_core._ext"))
 
 
-def checked_build_ext():
-    """Return torch's build command with a look at the object files before they are linked."""
+def checked_build_ext(folder):
+    """Return torch's build command with a look at the object files before they are linked.
+
+    Args:
+        folder (str): that of `units.write`.
+    """
     from torch.utils.cpp_extension import BuildExtension
 
     class CheckedBuildExtension(BuildExtension):
         def build_extension(self, ext):
-            link = self.compiler.link_shared_object
+            link, names = self.compiler.link_shared_object, self.compiler.object_filenames
 
             def checked_link(objects, *arguments, **keywords):
                 check_objects(objects, self.use_ninja)
                 return link(objects, *arguments, **keywords)
 
             self.compiler.link_shared_object = checked_link
+            self.compiler.object_filenames = units.with_short_names(names, folder)
             try:
                 super().build_extension(ext)
             finally:
-                self.compiler.link_shared_object = link
+                self.compiler.link_shared_object, self.compiler.object_filenames = link, names
 
     return CheckedBuildExtension
 
