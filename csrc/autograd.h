@@ -5,13 +5,13 @@
 // autograd.cpp alone, for a function that takes tensors and a closure with whatever else the operator needs.
 #pragma once
 
-#include <c10/util/FunctionRef.h>
+#include "compat.h"
+
+#include <c10/util/FunctionRef.h>  // that of 1.7 relies on what compat.h includes
 
 #include <initializer_list>
 #include <string>
 #include <vector>
-
-#include "compat.h"
 
 namespace torch {
 namespace autograd {
