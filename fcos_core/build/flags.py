@@ -16,7 +16,9 @@ def cxx_flags(kind, openmp):
         list[str]: flags.
     """
     if kind == "msvc":
-        return ["/O2", "/Zc:__cplusplus"] + (["/openmp"] if openmp else [])
+        # /bigobj: the templates of several operators fill more than the 65279 sections of a usual object file.
+        # No /permissive-: the headers of old torch are not known to stand it; C++20 (torch from 2.13 on) implies it.
+        return ["/O2", "/bigobj", "/Zc:__cplusplus"] + (["/openmp"] if openmp else [])
     # -g0: Python's own flags often carry -g, which triples time and size
     flags = ["-O3", "-g0"]
     if kind == "gcc":
