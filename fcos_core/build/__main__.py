@@ -1,9 +1,11 @@
 """`python -m fcos_core.build`: make sure that the operators are built for this environment, and say where."""
 
 import argparse
+import os
 import sys
 
-from fcos_core.build import BuildError, cache, ensure_extension
+from fcos_core.build import BuildError, cache, ensure_extension, findings, probe
+from fcos_core.build.extension import find_extension
 from fcos_core.build.sources import csrc_dir
 from fcos_core.build.torch_path import expose_torch
 
@@ -20,8 +22,17 @@ def main(arguments=None):
     if options.clean:
         print("removed {}".format(cache.clear() or "nothing, there was no cache"))
         return 0
-    if expose_torch() is None:
+    site = expose_torch()
+    if site is None:
         print("fcos_core.build: no torch in this environment; install it first (python -m pip install torch)")
+        return 1
+    found = None if options.force or options.output else find_extension(site)
+    if found:
+        print(found)
+        return 0
+    error = _torch_error()
+    if error:
+        print("fcos_core.build: {}".format(error), file=sys.stderr)
         return 1
     if options.output:
         if not options.temp or not options.csrc:
@@ -35,6 +46,16 @@ def main(arguments=None):
         print("fcos_core.build: {}".format(error), file=sys.stderr)
         return 1
     return 0
+
+
+def _torch_error():
+    """Say why torch cannot be imported and what to type; "" if it can."""
+    try:
+        import torch  # noqa: F401
+    except Exception as error:
+        command = findings.command_for("", "", upgrade=True)
+        return str(findings.torch_broken(probe.one_line(error), command, "LD_LIBRARY_PATH" in os.environ))
+    return ""
 
 
 if __name__ == "__main__":

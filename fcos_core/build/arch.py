@@ -5,6 +5,8 @@ them is written "75 80 86+PTX": machine code for each, and intermediate code (PT
 GPUs, of those marked.
 """
 
+import ctypes
+import os
 import re
 import subprocess
 
@@ -173,6 +175,58 @@ def of_gpus(torch):
         return []
     capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
     return sorted({10 * major + minor for major, minor in capabilities})
+
+
+def of_driver(torch_cuda, library=None):
+    """List the architectures of the GPUs that a torch would see, from the driver, which answers sooner than torch.
+
+    Args:
+        torch_cuda (str or None): CUDA version of the torch; None for one without.
+        library (ctypes.CDLL or None): the driver's library, by default that of this machine.
+
+    Returns:
+        list[int] or None: ascending, each once; None where only torch can tell, as with a driver older than its CUDA.
+    """
+    if not torch_cuda:
+        return []
+    if library is None:
+        try:
+            library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        except OSError:
+            return []
+    try:
+        return _of_driver(library, tuple(int(part) for part in torch_cuda.split(".")[:2]))
+    except (AttributeError, ValueError):
+        return None
+
+
+# of cuda.h: CUDA_ERROR_NO_DEVICE, also where CUDA_VISIBLE_DEVICES hides all; CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_NO_DEVICE = 100
+_MAJOR, _MINOR = 75, 76
+
+
+def _of_driver(library, torch_cuda):
+    number, device, found = ctypes.c_int(), ctypes.c_int(), set()
+    if library.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    if (number.value // 1000, number.value % 1000 // 10) < torch_cuda:
+        return None
+    started = library.cuInit(0)
+    if started == _NO_DEVICE:
+        return []
+    if started or library.cuDeviceGetCount(ctypes.byref(number)):
+        return None
+    for index in range(number.value):
+        if library.cuDeviceGet(ctypes.byref(device), index):
+            return None
+        capability = []
+        for attribute in (_MAJOR, _MINOR):
+            value = ctypes.c_int()
+            if library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+                return None
+            capability.append(value.value)
+        found.add(10 * capability[0] + capability[1])
+    return sorted(found)
 
 
 def of_torch(torch):

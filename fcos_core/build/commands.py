@@ -9,7 +9,7 @@ import setuptools
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-from fcos_core.build import cache, metadata, sources, stamp
+from fcos_core.build import cache, inputs, metadata, sources, stamp, torch_files
 from fcos_core.build.errors import BuildError
 from fcos_core.build.extension import run_worker
 from fcos_core.build.torch_path import expose_torch
@@ -46,7 +46,7 @@ def setup_arguments(root):
         arguments.update(metadata.read(root))
     csrc = os.path.join(root, "csrc")
     site = expose_torch()
-    required = metadata.dependencies(root, site and metadata.torch_version(site))
+    required = metadata.dependencies(root, site and torch_files.version(site))
     arguments["install_requires"] = required
     if int(setuptools.__version__.split(".")[0]) < 80:
         arguments["cmdclass"]["develop"] = develop_command(required)
@@ -72,10 +72,19 @@ class BuildExt(build_ext):
         """Build the one extension there is."""
         target = os.path.abspath(self.get_ext_fullpath(ext.name))
         output = os.path.join(os.path.abspath(self.build_temp), "library")
-        try:
-            run_worker(os.path.abspath("csrc"), output, os.path.abspath(self.build_temp))
-        except BuildError as error:
-            sys.exit("fcos_core: {}".format(error))
+        csrc = os.path.abspath("csrc")
+        wanted = inputs.collect(expose_torch(), csrc)
+        if not self.force and inputs.made(output, wanted):
+            archs = stamp.read(os.path.join(output, stamp.library_name())).get("archs")
+            kernels = "with CUDA kernels for {}".format(archs) if archs else "without CUDA kernels"
+            print("fcos_core: nothing to compile, the library ({}) is that of these sources and tools".format(kernels))
+        else:
+            inputs.forget(output)
+            try:
+                run_worker(csrc, output, os.path.abspath(self.build_temp))
+            except BuildError as error:
+                sys.exit("fcos_core: {}".format(error))
+            inputs.write(output, wanted)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         self._put(os.path.join(output, stamp.library_name()), target)
 

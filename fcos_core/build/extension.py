@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from fcos_core.build import arch, cache, cuda, errors, findings, sources, stamp
+from fcos_core.build import arch, cache, cuda, errors, findings, sources, stamp, torch_files
 from fcos_core.build.errors import BuildError
 from fcos_core.build.lock import FileLock
 
@@ -41,6 +41,28 @@ def ensure_extension(force=False):
     )
 
 
+def find_extension(site):
+    """Find the library that `ensure_extension` would return, without importing torch, which takes seconds.
+
+    Only to name it: before a library is loaded, it is held against the imported torch.
+
+    Args:
+        site (str): the folder that holds torch.
+
+    Returns:
+        str or None: path of the library; None where there is none yet, or only torch can tell which one fits.
+    """
+    torch = torch_files.read(site)
+    gpus = None if torch is None else arch.of_driver(torch.cuda)
+    if gpus is None:
+        return None
+    csrc, installed, wanted, reason = _judge(_archs_for(gpus), torch=torch)
+    if not reason:
+        return installed
+    cached = _cached(wanted)
+    return None if csrc is None or stamp.check(cached, wanted) else cached
+
+
 def state():
     """Say what `ensure_extension` would return, without building anything.
 
@@ -49,7 +71,7 @@ def state():
         fit; "" if one fits), kernels, archs and compiler (str, from the stamp), has_sources (bool).
     """
     csrc, installed, wanted, reason = _look()
-    cached = os.path.join(_entry(wanted, cache.libraries_dir()), stamp.library_name())
+    cached = _cached(wanted)
     found = installed if not reason else "" if stamp.check(cached, wanted) else cached
     reason = "" if found else reason
     built = stamp.read(found) if found else {}
@@ -58,35 +80,54 @@ def state():
 
 
 def _look(force=False):
-    """Judge the installed library.
+    """Judge the installed library by the imported torch; see `_judge`."""
+    csrc, installed, wanted, reason = _judge(_archs_wanted(), force)
+    if reason and csrc is not None and wanted["kernels"] == "cuda":
+        if stamp.check(_cached(wanted), wanted) and not _can_compile_cuda():
+            # the CPU kernels and, for some operators, compositions of torch's own serve until there is a toolkit
+            return _judge(None, force)
+    return csrc, installed, wanted, reason
+
+
+def _judge(archs, force=False, torch=None):
+    """Hold the installed library against a stamp.
+
+    Args:
+        archs (str or None): architectures of the GPUs; None where CUDA kernels are not wanted.
+        force (bool): take no installed one if another can be built.
+        torch (torch_files.TorchBuild or None): None imports torch and asks.
 
     Returns:
         tuple: source folder or None, path of the installed library, the stamp that one must fit, and why the installed
         one does not (str, "" if it fits).
     """
     csrc = sources.csrc_dir()
-    wanted = stamp.collect("" if csrc is None else sources.source_hash(csrc), archs=_archs_wanted())
+    wanted = stamp.collect("" if csrc is None else sources.source_hash(csrc), archs=archs, torch=torch)
     installed = os.path.join(package_dir(), stamp.library_name())
     if csrc is None:
         # all but the sources, which this installation does not have
         wanted = dict(wanted, sources=stamp.read(installed).get("sources", ""))
-        return csrc, installed, wanted, stamp.check(installed, wanted)
-    reason = "asked for" if force else stamp.check(installed, wanted)
-    cached = os.path.join(_entry(wanted, cache.libraries_dir()), stamp.library_name())
-    if reason and wanted["kernels"] == "cuda" and stamp.check(cached, wanted) and not _can_compile_cuda():
-        # the CPU kernels and, for some operators, compositions of torch's own serve until there is a toolkit
-        wanted = dict(wanted, kernels="cpu", archs="")
-        reason = "asked for" if force else stamp.check(installed, wanted)
+    reason = "asked for" if force and csrc is not None else stamp.check(installed, wanted)
     return csrc, installed, wanted, reason
+
+
+def _cached(wanted):
+    """Path where the library with a stamp (dict) lies in the cache."""
+    return os.path.join(_entry(wanted, cache.libraries_dir()), stamp.library_name())
 
 
 def _archs_wanted():
     """Architectures of the GPUs of this process for its stamp; None where CUDA kernels are not wanted."""
     import torch
 
+    return _archs_for([] if os.environ.get("FORCE_CUDA") == "0" else arch.of_gpus(torch))
+
+
+def _archs_for(gpus):
     forced = os.environ.get("FORCE_CUDA")
-    gpus = [] if forced == "0" else arch.of_gpus(torch)
-    return arch.render([(gpu, False) for gpu in gpus]) if gpus or forced == "1" else None
+    if forced == "0" or not (gpus or forced == "1"):
+        return None
+    return arch.render([(gpu, False) for gpu in gpus])
 
 
 def _can_compile_cuda():

@@ -38,16 +38,6 @@ def dependencies(root, torch_version=None):
     return needed if numbers >= [2, 3] else [_BESIDE_OLD_TORCH.get(name, name) for name in needed]
 
 
-def torch_version(folder):
-    """Read the version of the torch in a site folder without importing it; None if it does not say."""
-    try:
-        with open(os.path.join(folder, "torch", "version.py"), encoding="utf-8") as stream:
-            found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", stream.read(), re.MULTILINE)
-    except OSError:
-        return None
-    return found.group(1) if found else None
-
-
 def _text(root):
     with open(os.path.join(root, "pyproject.toml"), encoding="utf-8") as stream:
         return stream.read()

@@ -11,7 +11,7 @@ import os
 import sys
 import sysconfig
 
-from fcos_core.build import arch
+from fcos_core.build import arch, torch_files
 
 # key -> how it is called in a message; order is the order of the message
 RUNTIME = (
@@ -58,23 +58,26 @@ def make(torch, torch_abi, torch_cuda, python, platform_name, sources, compiler=
     }
 
 
-def collect(sources, compiler="", archs=None):
-    """Make the stamp of this process; imports torch.
+def collect(sources, compiler="", archs=None, torch=None):
+    """Make the stamp of this process.
 
     Args:
         sources (str): hash of the sources.
         compiler (str): what the compiler says about itself; not needed to look for a library.
         archs (str or None): as for `make`.
+        torch (torch_files.TorchBuild or None): the torch; None imports it and asks.
 
     Returns:
         dict[str, str]: see `make`.
     """
-    import torch
+    if torch is None:
+        import torch as module
 
+        torch = torch_files.of_module(module)
     return make(
-        torch=torch.__version__,
-        torch_abi=torch.compiled_with_cxx11_abi(),
-        torch_cuda=torch.version.cuda or getattr(torch.version, "hip", None),
+        torch=torch.version,
+        torch_abi=torch.cxx11_abi,
+        torch_cuda=torch.cuda or torch.hip,
         python=extension_suffix(),
         platform_name=sysconfig.get_platform(),
         sources=sources,

@@ -67,3 +67,56 @@ def test_flags_and_help():
         "-gencode=arch=compute_86,code=compute_86",
     ]
     assert arch.known_from_help("Values: 'compute_75','compute_86', 'sm_75', 'sm_86', 'sm_120'.") == [75, 86, 120]
+
+
+class FakeDriver(object):
+    """The functions of libcuda that are asked, each with the code that it returns; arguments by reference."""
+
+    def __init__(self, cuda=13000, capabilities=(), **codes):
+        self.cuda, self.capabilities, self.codes = cuda, capabilities, codes
+
+    def cuDriverGetVersion(self, number):
+        number._obj.value = self.cuda
+        return self.codes.get("version", 0)
+
+    def cuInit(self, flags):
+        return self.codes.get("init", 0)
+
+    def cuDeviceGetCount(self, number):
+        number._obj.value = len(self.capabilities)
+        return self.codes.get("count", 0)
+
+    def cuDeviceGet(self, device, index):
+        device._obj.value = index + 40
+        return self.codes.get("device", 0)
+
+    def cuDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = self.capabilities[device.value - 40][{75: 0, 76: 1}[attribute]]
+        return self.codes.get("attribute", 0)
+
+
+@pytest.mark.parametrize(
+    "torch_cuda, driver, expected",
+    [
+        ("13.0", FakeDriver(capabilities=[(9, 0), (8, 6), (9, 0), (12, 0)]), [86, 90, 120]),
+        ("12.4", FakeDriver(12040, [(8, 6)]), [86]),
+        ("12.4", FakeDriver(12020, [(8, 6)]), None),  # torch may see it or not
+        ("9.0.176", FakeDriver(12020, [(7, 0)]), [70]),
+        ("13.0", FakeDriver(init=100), []),  # CUDA_VISIBLE_DEVICES hides all
+        ("13.0", FakeDriver(init=999), None),
+        ("13.0", FakeDriver(version=34), None),  # a stub
+        ("13.0", FakeDriver(capabilities=[(8, 6)], count=3), None),
+        ("13.0", FakeDriver(capabilities=[(8, 6)], device=101), None),
+        ("13.0", FakeDriver(capabilities=[(8, 6)], attribute=1), None),
+        ("13.0", object(), None),  # no such functions
+        ("thirteen", FakeDriver(), None),
+        (None, FakeDriver(capabilities=[(8, 6)]), []),
+    ],
+)
+def test_gpus_by_the_driver(torch_cuda, driver, expected):
+    assert arch.of_driver(torch_cuda, driver) == expected
+
+
+def test_driver_and_torch_see_the_same_gpus():
+    torch = pytest.importorskip("torch")
+    assert arch.of_driver(torch.version.cuda) in (arch.of_gpus(torch), None)

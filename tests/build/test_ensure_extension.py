@@ -9,7 +9,18 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fcos_core.build import BuildError, arch, cache, cuda, ensure_extension, extension, sources, stamp  # noqa: E402
+from fcos_core.build import (  # noqa: E402
+    BuildError,
+    arch,
+    cache,
+    cuda,
+    ensure_extension,
+    extension,
+    sources,
+    stamp,
+    torch_files,
+)
+from fcos_core.build import __main__ as command  # noqa: E402
 
 # No torch header, hence quick to compile.
 LIBRARY = """#include <Python.h>
@@ -296,3 +307,84 @@ def test_a_broken_ninja_is_no_obstacle(package, tmp_path, monkeypatch):
     library = ensure_extension()
     with open(os.path.join(os.path.dirname(library), "build.log")) as stream:
         assert "without ninja, one file at a time" in stream.read()
+
+
+# ---- the command
+
+
+def test_found_without_torch_is_what_torch_finds(package, site, monkeypatch):
+    """Absent, in the cache, installed: each time what `ensure_extension` takes."""
+    monkeypatch.setattr(extension, "run_worker", fake_worker)
+    assert extension.find_extension(site) is None
+    cached = ensure_extension()
+    assert extension.find_extension(site) == cached
+    installed = install(package, current(package))
+    assert extension.find_extension(site) == installed == ensure_extension()
+
+
+def test_found_without_torch_is_nothing_stale(package, site, monkeypatch):
+    install(package, dict(current(package), torch="0.4.1"))
+    assert extension.find_extension(site) is None
+    library = install(package, current(package))
+    assert extension.find_extension(site) == library
+    with monkeypatch.context() as context:
+        # asks for kernels that this library does not have
+        context.setenv("FORCE_CUDA", "1")
+        assert extension.find_extension(site) is None
+    with monkeypatch.context() as context:
+        # a driver that cannot be asked
+        context.setattr(arch, "of_driver", lambda cuda: None)
+        assert extension.find_extension(site) is None
+    (package / "csrc" / "library.cpp").write_text(LIBRARY % 43)
+    assert extension.find_extension(site) is None
+
+
+def test_found_without_torch_asks_for_the_gpus_of_the_driver(package, site, monkeypatch):
+    monkeypatch.delenv("FORCE_CUDA")
+    monkeypatch.setattr(arch, "of_driver", lambda cuda: [86])
+    cuda_stamp = dict(current(package), kernels="cuda")
+    install(package, dict(cuda_stamp, archs="75"))
+    assert extension.find_extension(site) is None
+    library = install(package, dict(cuda_stamp, archs="75 86"))
+    assert extension.find_extension(site) == library
+
+
+def test_without_sources_what_is_installed_is_found_without_torch(package, site):
+    library = install(package, current(package))
+    os.rename(str(package / "csrc"), str(package / "moved"))
+    assert extension.find_extension(site) == library
+    install(package, dict(current(package), torch="0.4.1"))
+    assert extension.find_extension(site) is None
+
+
+def run_command(package, monkeypatch, capfd, *arguments):
+    code = command.main(list(arguments))
+    said = capfd.readouterr()
+    return code, said.out.strip(), said.err.strip()
+
+
+def test_command_with_nothing_to_do_leaves_torch_alone(package, site, monkeypatch, capfd):
+    library = install(package, current(package))
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it raises
+    monkeypatch.setattr(torch_files, "_is_imported_from", lambda folder: True)
+    assert run_command(package, monkeypatch, capfd) == (0, library, "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--force"], ["--output", "a", "--temp", "b"]])
+def test_command_says_in_a_sentence_that_torch_is_broken(package, site, monkeypatch, capfd, arguments):
+    if arguments:
+        install(package, current(package))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, err = run_command(package, monkeypatch, capfd, *arguments)
+    assert code == 1 and not out and len(err.splitlines()) == 1
+    assert err.startswith("fcos_core.build: torch is installed but importing it fails (")
+    assert "; python -m pip install " in err
+
+
+def test_command_builds_where_there_is_none(package, monkeypatch, capfd):
+    monkeypatch.setattr(extension, "run_worker", fake_worker)
+    code, out, err = run_command(package, monkeypatch, capfd)
+    assert code == 0 and out.startswith(cache.libraries_dir()) and "some minutes, first use only" in err
+    assert run_command(package, monkeypatch, capfd) == (0, out, "")
+    code, again, err = run_command(package, monkeypatch, capfd, "--force")
+    assert (code, again) == (0, out) and "asked for" in err
