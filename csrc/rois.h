@@ -1,10 +1,11 @@
-// What the operators over regions of interest check alike. A roi is (image, x1, y1, x2, y2), the
-// corners in pixels of the network input. For .cpp files.
+// What the operators over regions of interest check, and keep for their gradients, alike. A roi is
+// (image, x1, y1, x2, y2), the corners in pixels of the network input. For .cpp files.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 
+#include "autograd.h"
 #include "check.h"
 
 namespace fcos_core {
@@ -64,6 +65,28 @@ inline void check_output_size(const char* function, int64_t height, int64_t widt
   for (const int64_t side : {height, width})
     FCOS_CHECK(side >= 1 && side <= most, function, "both sides of output_size",
                joined("in 1..", most), side, "7 is usual for boxes, 14 for masks");
+}
+
+// Of the map itself the gradients need size and layout only.
+inline void save_map(Context& context, const at::Tensor& input) {
+  context.data("batch_size") = sym_size(input, 0);
+  context.data("channels") = sym_size(input, 1);
+  context.data("height") = sym_size(input, 2);
+  context.data("width") = sym_size(input, 3);
+  context.data("channels_last") = input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+}
+
+// Heads flatten the output, and its gradient then comes back contiguous; the gradient of the input
+// has the layout of the input all the same. clone() and not contiguous(), which leaves maps of one
+// pixel as they are.
+inline at::Tensor as_saved_map(Context& context, const at::Tensor& grad) {
+  const auto layout = context.data("channels_last").toBool() ? at::MemoryFormat::ChannelsLast
+                                                             : at::MemoryFormat::Contiguous;
+  return grad.suggest_memory_format() == layout ? grad : grad.clone(layout);
+}
+
+inline SymInt saved_size(Context& context, const char* side) {
+  return to_symint(context.data(side));
 }
 
 }  // namespace fcos_core

@@ -218,17 +218,12 @@ at::Tensor call_backward(const at::Tensor& grad, const at::Tensor& rois, double 
 }
 
 Variables backward_of(Context& context, const Variables& grads) {
-  // Heads flatten the output, and its gradient then comes back contiguous; the gradient of the input has the layout of
-  // the input all the same. clone() and not contiguous(), which leaves maps of one pixel as they are.
-  const auto layout = context.data("channels_last").toBool() ? at::MemoryFormat::ChannelsLast
-                                                             : at::MemoryFormat::Contiguous;
-  const at::Tensor grad =
-      grads[0].suggest_memory_format() == layout ? grads[0] : grads[0].clone(layout);
   return {call_backward(
-              grad, context.get_saved_variables()[0], context.data("spatial_scale").toDouble(),
+              as_saved_map(context, grads[0]), context.get_saved_variables()[0],
+              context.data("spatial_scale").toDouble(),
               context.data("pooled_height").toInt(), context.data("pooled_width").toInt(),
-              to_symint(context.data("batch_size")), to_symint(context.data("channels")),
-              to_symint(context.data("height")), to_symint(context.data("width")),
+              saved_size(context, "batch_size"), saved_size(context, "channels"),
+              saved_size(context, "height"), saved_size(context, "width"),
               context.data("sampling_ratio").toInt(), context.data("aligned").toBool()),
           at::Tensor()};
 }
@@ -240,12 +235,7 @@ at::Tensor forward_autograd(const at::Tensor& input, const at::Tensor& rois, dou
   check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
   const auto forward = [&](Context& context) -> Variables {
     context.save_for_backward({rois});
-    context.data("batch_size") = sym_size(input, 0);
-    context.data("channels") = sym_size(input, 1);
-    context.data("height") = sym_size(input, 2);
-    context.data("width") = sym_size(input, 3);
-    context.data("channels_last") =
-        input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+    save_map(context, input);
     context.data("spatial_scale") = spatial_scale;
     context.data("pooled_height") = pooled_height;
     context.data("pooled_width") = pooled_width;

@@ -246,16 +246,10 @@ at::Tensor call_backward(const at::Tensor& grad, const at::Tensor& rois, const a
 
 Variables backward_of(Context& context, const Variables& grads) {
   if (!grads[0].defined()) return {at::Tensor(), at::Tensor()};
-  // Heads flatten the output, and its gradient then comes back contiguous; the gradient of the input has the layout of
-  // the input all the same. clone() and not contiguous(), which leaves maps of one pixel as they are.
-  const auto layout = context.data("channels_last").toBool() ? at::MemoryFormat::ChannelsLast
-                                                             : at::MemoryFormat::Contiguous;
-  const at::Tensor grad =
-      grads[0].suggest_memory_format() == layout ? grads[0] : grads[0].clone(layout);
   const Variables saved = context.get_saved_variables();
-  return {call_backward(grad, saved[0], saved[1], to_symint(context.data("batch_size")),
-                        to_symint(context.data("channels")), to_symint(context.data("height")),
-                        to_symint(context.data("width"))),
+  return {call_backward(as_saved_map(context, grads[0]), saved[0], saved[1],
+                        saved_size(context, "batch_size"), saved_size(context, "channels"),
+                        saved_size(context, "height"), saved_size(context, "width")),
           at::Tensor()};
 }
 
@@ -264,12 +258,7 @@ Pooled forward_autograd(const at::Tensor& input, const at::Tensor& rois, double 
   check_given(kName, "input", input, "rois", rois);
   check_shape(kName, "input", input, input.dim() == 4, "[N, C, H, W]");
   const auto forward = [&](Context& context) -> Variables {
-    context.data("batch_size") = sym_size(input, 0);
-    context.data("channels") = sym_size(input, 1);
-    context.data("height") = sym_size(input, 2);
-    context.data("width") = sym_size(input, 3);
-    context.data("channels_last") =
-        input.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+    save_map(context, input);
     const Pooled pooled = call_forward(input, rois, spatial_scale, pooled_height, pooled_width);
     context.save_for_backward({rois, std::get<1>(pooled)});
     context.mark_non_differentiable({std::get<1>(pooled)});
