@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 import setuptools
 from setuptools.command.build_ext import build_ext
@@ -71,7 +72,8 @@ class BuildExt(build_ext):
     def build_extension(self, ext):
         """Build the one extension there is."""
         target = os.path.abspath(self.get_ext_fullpath(ext.name))
-        output = os.path.join(os.path.abspath(self.build_temp), "library")
+        temporary = os.path.abspath(self._temporary())
+        output = os.path.join(temporary, "library")
         csrc = os.path.abspath("csrc")
         wanted = inputs.collect(expose_torch(), csrc)
         if not self.force and inputs.made(output, wanted):
@@ -81,12 +83,18 @@ class BuildExt(build_ext):
         else:
             inputs.forget(output)
             try:
-                run_worker(csrc, output, os.path.abspath(self.build_temp))
+                run_worker(csrc, output, temporary)
             except BuildError as error:
                 sys.exit("fcos_core: {}".format(error))
             inputs.write(output, wanted)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         self._put(os.path.join(output, stamp.library_name()), target)
+
+    def _temporary(self):
+        """Folder of object files: for an editable installation setuptools would make one that is gone by the next."""
+        if not getattr(self, "editable_mode", False):
+            return self.build_temp
+        return os.path.join("build", "temp.{}-{}".format(sysconfig.get_platform(), sys.implementation.cache_tag))
 
     def copy_extensions_to_source(self):
         """Also carry the stamp; called by setuptools for in-place and editable builds."""

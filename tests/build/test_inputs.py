@@ -176,7 +176,7 @@ def build_ext(site, csrc, environ, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     (tmp_path / "fcos_core").mkdir()
 
-    def run(force=False):
+    def run(force=False, editable=False):
         extension = setuptools.Extension("fcos_core._ext", ["csrc/library.cpp"])
         distribution = setuptools.Distribution(
             {"name": "fcos_core", "packages": ["fcos_core"], "ext_modules": [extension]}
@@ -184,6 +184,10 @@ def build_ext(site, csrc, environ, tmp_path, monkeypatch):
         command = commands.BuildExt(distribution)
         command.inplace, command.force = True, force
         command.ensure_finalized()
+        if editable:
+            # what setuptools does for `pip install -e .`
+            command.editable_mode, command.build_temp = True, str(tmp_path / "temp{}".format(len(os.listdir("."))))
+            os.makedirs(command.build_temp)
         command.run()
         with open(os.path.join("fcos_core", stamp.library_name())) as stream:
             return len(started), stream.read()
@@ -206,6 +210,13 @@ def test_the_second_build_starts_no_compiler(build_ext, csrc, tmp_path, capsys):
     assert build_ext(force=True) == (3, "library 3")
     shutil.rmtree(str(tmp_path / "build"))
     assert build_ext() == (4, "library 4")
+
+
+@posix
+def test_an_editable_installation_once_more_starts_no_compiler(build_ext, tmp_path):
+    assert build_ext(editable=True) == (1, "library 1")
+    assert build_ext(editable=True) == (1, "library 1")
+    assert [name for name in os.listdir(str(tmp_path)) if name.startswith("temp") and os.listdir(name)] == []
 
 
 @posix
