@@ -190,9 +190,8 @@ def of_driver(torch_cuda, library=None):
     if not torch_cuda:
         return []
     if library is None:
-        try:
-            library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        except OSError:
+        library = driver_library()
+        if library is None:
             return []
     try:
         return _of_driver(library, tuple(int(part) for part in torch_cuda.split(".")[:2]))
@@ -205,11 +204,30 @@ _NO_DEVICE = 100
 _MAJOR, _MINOR = 75, 76
 
 
+def driver_library():
+    """Load the library of the NVIDIA driver (ctypes.CDLL); None if there is none."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return None
+
+
+def cuda_of_driver(library):
+    """Return the newest CUDA version (major, minor) that a driver serves; None if its library does not say.
+
+    Raises:
+        AttributeError: if it is no such library.
+    """
+    number = ctypes.c_int()
+    if library.cuDriverGetVersion(ctypes.byref(number)) or not number.value:
+        return None
+    return number.value // 1000, number.value % 1000 // 10
+
+
 def _of_driver(library, torch_cuda):
     number, device, found = ctypes.c_int(), ctypes.c_int(), set()
-    if library.cuDriverGetVersion(ctypes.byref(number)):
-        return None
-    if (number.value // 1000, number.value % 1000 // 10) < torch_cuda:
+    served = cuda_of_driver(library)
+    if served is None or served < torch_cuda:
         return None
     started = library.cuInit(0)
     if started == _NO_DEVICE:

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from typing import Dict, NamedTuple, Optional, Tuple
 
-from fcos_core.build import compiler, hostcc, jobs, probe, sources, toolkits, variables
+from fcos_core.build import arch, compiler, hostcc, jobs, probe, sources, toolkits, variables
 from fcos_core.build.errors import BuildError
 from fcos_core.build.toolkits import Toolkit
 
@@ -296,18 +296,13 @@ def read_smi(listed, banner):
 
 def driver_by_library():
     """Ask the driver's library, which is quick; it knows no names of GPUs. Driver or None."""
-    import ctypes
-
-    number = ctypes.c_int()
+    library = arch.driver_library()
     try:
-        library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        if library.cuDriverGetVersion(ctypes.byref(number)) != 0:
-            return None
-    except (OSError, AttributeError):
+        cuda = None if library is None else arch.cuda_of_driver(library)
+    except AttributeError:
         return None
     version = re.search(r"Module\s+(\d+\.[\d.]+)", _read("/proc/driver/nvidia/version"))
-    cuda = (number.value // 1000, number.value % 1000 // 10)
-    return Driver(version.group(1) if version else "unknown version", cuda) if number.value else None
+    return Driver(version.group(1) if version else "unknown version", cuda) if cuda else None
 
 
 def count_pci_gpus():

@@ -105,6 +105,7 @@ class FakeDriver(object):
         ("13.0", FakeDriver(init=100), []),  # CUDA_VISIBLE_DEVICES hides all
         ("13.0", FakeDriver(init=999), None),
         ("13.0", FakeDriver(version=34), None),  # a stub
+        ("13.0", FakeDriver(0), None),
         ("13.0", FakeDriver(capabilities=[(8, 6)], count=3), None),
         ("13.0", FakeDriver(capabilities=[(8, 6)], device=101), None),
         ("13.0", FakeDriver(capabilities=[(8, 6)], attribute=1), None),

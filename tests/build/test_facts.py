@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fcos_core.build import facts, variables
+from fcos_core.build import arch, facts, variables
 from fcos_core.build.facts import Driver, Gpu
 
 BANNER = "| NVIDIA-SMI 535.183.01    Driver Version: 535.183.01   CUDA Version: 12.2     |\n"
@@ -74,3 +74,31 @@ def test_torch_is_found_without_importing_it(tmp_path):
 def test_variables_that_matter():
     environ = {"FORCE_CUDA": "1", "HOME": "/home/u", "CUDA_PATH_V11_3": "C:\\v11.3"}
     assert variables.of(environ) == {"FORCE_CUDA": "1", "CUDA_PATH_V11_3": "C:\\v11.3"}
+
+
+class FakeDriver(object):
+    """A driver's library that serves one CUDA version, or fails with a code."""
+
+    def __init__(self, cuda, code=0):
+        self.cuda, self.code = cuda, code
+
+    def cuDriverGetVersion(self, number):
+        number._obj.value = self.cuda
+        return self.code
+
+
+@pytest.mark.parametrize(
+    "library, module, expected",
+    [
+        (FakeDriver(12040), "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue", ("550.54.15", (12, 4))),
+        (FakeDriver(13000), "", ("unknown version", (13, 0))),
+        (FakeDriver(0), "", None),
+        (FakeDriver(12040, code=34), "", None),  # a stub
+        (object(), "", None),
+        (None, "", None),
+    ],
+)
+def test_what_the_library_of_the_driver_says(monkeypatch, library, module, expected):
+    monkeypatch.setattr(arch, "driver_library", lambda: library)
+    monkeypatch.setattr(facts, "_read", lambda path: module)
+    assert facts.driver_by_library() == (expected and Driver(*expected))
